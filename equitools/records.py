@@ -1,0 +1,72 @@
+"""The three nouns that the rest of the code speaks: View, Features, Step.
+
+Tensor shapes use b batch, d width, n tokens, h w map, k parameters of an operation, v views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class View:
+    """One augmented picture per sample, with what was done to it.
+
+    image   b 3 h w, normalised floats
+    action  {operation: b k}, numbers in the operation's own units; the identity if nothing was done
+    matrix  b 3 3, the geometric part, source → view, in [-1, 1] coordinates (x right, y down)
+    mask    b n booleans, patches hidden from the encoder, or None
+    rows    b, the samples of the batch that this view shows, or None for all of them
+    group   the recipe's name of the view group ("global", "local")
+    """
+
+    image: Tensor
+    action: dict[str, Tensor]
+    matrix: Tensor
+    mask: Tensor | None = None
+    rows: Tensor | None = None
+    group: str = "global"
+
+
+@dataclass
+class Features:
+    """What an encoder says about one view.
+
+    pooled  b d, what downstream tasks get; `split` is the width of its invariant part, or None
+    maps    {block: b d h w}, cls {block: b d} and attention b heads n n: only when asked for
+    """
+
+    pooled: Tensor
+    split: int | None = None
+    maps: dict[int, Tensor] = field(default_factory=dict)
+    cls: dict[int, Tensor] = field(default_factory=dict)
+    attention: Tensor | None = None
+    rows: Tensor | None = None
+
+    @property
+    def invariant(self) -> Tensor:
+        """The invariant representation, b split; all of `pooled` when the encoder does not split."""
+        return self.pooled if self.split is None else self.pooled[..., : self.split]
+
+    @property
+    def equivariant(self) -> Tensor:
+        """The equivariant factors, b (d - split); empty when the encoder does not split."""
+        return self.pooled[..., self.pooled.shape[-1] if self.split is None else self.split :]
+
+
+@dataclass
+class Step:
+    """Everything a term may read: the views, what both encoders say, and how far the run is.
+
+    done is the share of the run that is behind us, in [0, 1]; epoch counts passes over the data.
+    """
+
+    views: list[View]
+    online: list[Features]
+    target: list[Features] | None
+    objective: Any
+    done: float
+    epoch: float
