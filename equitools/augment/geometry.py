@@ -1,0 +1,91 @@
+"""Planar geometry as 3×3 matrices in [-1, 1] coordinates, for pictures and feature maps alike.
+
+A matrix M takes source points to view points, (x, y, 1) columns, x right and y down, the centers
+of the corner pixels half a pixel inside ±1. `warp` reads the source at M⁻¹ of each view pixel.
+Right-angle rotations and flips are permutations of pixels and are carried out as such.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def identity(count: int) -> Tensor:
+    """The matrix of doing nothing, count 3 3 float64."""
+    return torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
+
+
+def compose(*matrices: Tensor) -> Tensor:
+    """First the first matrix, then the next …: b 3 3 each → b 3 3."""
+    total = matrices[0]
+    for matrix in matrices[1:]:
+        total = matrix @ total
+    return total
+
+
+def invert(matrix: Tensor) -> Tensor:
+    """The matrix that undoes an affine one, b 3 3; computed in float64."""
+    return torch.linalg.inv(matrix.double()).to(matrix.dtype)
+
+
+def move(points: Tensor, matrix: Tensor) -> Tensor:
+    """Points b n 2 (x, y) carried by affine matrices b 3 3."""
+    return points @ matrix[:, :2, :2].mT + matrix[:, None, :2, 2]
+
+
+def grid(matrix: Tensor, height: int, width: int) -> Tensor:
+    """Where each of the view's pixels comes from, b h w 2 in source coordinates."""
+    y = (torch.arange(height, dtype=matrix.dtype, device=matrix.device) * 2 + 1) / height - 1
+    x = (torch.arange(width, dtype=matrix.dtype, device=matrix.device) * 2 + 1) / width - 1
+    points = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1).reshape(1, -1, 2)
+    return move(points, invert(matrix)).reshape(-1, height, width, 2)
+
+
+def warp(
+    image: Tensor, matrix: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear"
+) -> Tensor:
+    """Apply matrices b 3 3 to pictures or feature maps b c h w (floats); zeros from outside.
+
+    size: height and width of the result, those of the input unless given. mode: bilinear, nearest
+    or bicubic. Samples whose matrix is a flip or a right-angle rotation, and whose result has the
+    permuted shape, are permuted exactly; the others are interpolated. Differentiable in `image`.
+    """
+    height, width = image.shape[-2:] if size is None else size
+    matrix = matrix.expand(len(image), 3, 3)
+    elements = [dihedral(m) for m in matrix.detach().cpu().double()]
+    out = None
+    for element in set(elements):
+        rows = [i for i, e in enumerate(elements) if e == element]
+        part = image if len(rows) == len(image) else image[rows]
+        moved = permute(part, element) if element is not None else None
+        if moved is None or tuple(moved.shape[-2:]) != (height, width):
+            where = grid(matrix[rows].to(image), height, width)
+            moved = F.grid_sample(part, where, mode=mode, align_corners=False)
+        if len(rows) == len(image):
+            return moved
+        if out is None:
+            out = image.new_zeros(len(image), image.shape[1], height, width)
+        out = out.index_copy(0, torch.tensor(rows, device=image.device), moved)
+    return image.new_zeros(0, image.shape[1], height, width) if out is None else out
+
+
+def dihedral(matrix: Tensor, tolerance: float = 1e-6) -> tuple[bool, int] | None:
+    """A matrix 3 3 as (flip left–right, then k quarter turns counter-clockwise), or None."""
+    square = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=matrix.dtype)
+    for flip in (False, True):
+        part = torch.eye(2, dtype=matrix.dtype)
+        part[0, 0] = -1.0 if flip else 1.0
+        for turns in range(4):
+            whole = torch.eye(3, dtype=matrix.dtype)
+            whole[:2, :2] = torch.linalg.matrix_power(square, turns) @ part
+            if torch.allclose(matrix, whole, rtol=0, atol=tolerance):
+                return flip, turns
+    return None
+
+
+def permute(image: Tensor, element: tuple[bool, int]) -> Tensor:
+    """Flip left–right if asked, then k quarter turns counter-clockwise: … h w, no interpolation."""
+    flip, turns = element
+    return torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))

@@ -1,0 +1,167 @@
+"""From a recipe's `backbone`, or from a `config.json` and weights, to an Encoder."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from equitools import names
+from equitools.backbones.blueprint import Blueprint
+from equitools.backbones.encoder import Encoder
+from equitools.errors import DataError, UsageError
+
+
+def settings(
+    *,
+    name: str,
+    split: float | None = None,
+    rounding: Literal["floor", "round"] = "floor",
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    args: dict | None = None,
+) -> dict[str, Any]:
+    """The knobs of `recipe.backbone`; the signature is the schema.
+
+    name: vit_mini, resnet_mini or any timm name. split: share of the output that is the
+    invariant part; rounding: floor or round. pretrained: let timm download weights. drop_path:
+    stochastic depth of the online network. args: more arguments for timm.
+    """
+    return {**locals(), "args": dict(args or {})}
+
+
+def menu() -> dict[str, Callable[[], Blueprint]]:
+    """Our own backbones by name; every timm name is possible beside them."""
+    namespace = vars(sys.modules["equitools.backbones"])
+    return {
+        name: member
+        for name, member in namespace.items()
+        if getattr(member, "__annotations__", {}).get("return") == "Blueprint"
+    }
+
+
+def resolve(given: dict[str, Any]) -> dict[str, Any]:
+    """The backbone's settings with every default written back; UsageError for unknown names."""
+    found = settings(**names.knobs(settings, given, "recipe.backbone"))
+    _blueprint(found["name"])
+    return found
+
+
+def create(given: dict[str, Any]) -> Encoder:
+    """A fresh Encoder from a recipe's `backbone`; ViTs take any picture size.
+
+    Raises UsageError for an unknown name, for arguments that timm refuses, for a split that
+    leaves a part empty.
+    """
+    chosen = resolve(given)
+    plan = _blueprint(chosen["name"])
+    args = {**plan.args, **chosen["args"]}
+    training = {"drop_path_rate": chosen["drop_path"]} if chosen["drop_path"] else {}
+    try:
+        trunk, args = _trunk(plan.architecture, args, pretrained=chosen["pretrained"], **training)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"timm cannot build backbone {chosen['name']}: {error}") from error
+    if not chosen["pretrained"]:
+        _start_fresh(trunk)
+    size = plan.image_size or trunk.pretrained_cfg["input_size"][-1]
+    return Encoder(trunk, chosen, plan.architecture, args, args.get("img_size", size))
+
+
+def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
+    """An Encoder from the content of `config.json` and the tensors of the weights file.
+
+    Configurations that timm or others wrote are accepted; classifier weights are left out.
+    Raises DataError that lists tensors that are missing, unexpected or of another shape.
+    """
+    if "architecture" not in config:
+        raise DataError("config.json names no architecture; timm's and ours do")
+    ours = config.get("equitools", {})
+    architecture, args = config["architecture"], dict(config.get("model_args") or {})
+    chosen = settings(
+        name=ours.get("name", architecture),
+        split=ours.get("split"),
+        rounding=ours.get("rounding", "floor"),
+        args=args,
+    )
+    try:
+        trunk, args = _trunk(architecture, args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise DataError(f"timm cannot build '{architecture}' of config.json: {error}") from error
+    described = config.get("pretrained_cfg", config)
+    trunk.pretrained_cfg = {**trunk.pretrained_cfg, **described}
+    kept = {key: value for key, value in state.items() if not _classifier(key, trunk)}
+    _refuse_mismatch(trunk.state_dict(), kept, chosen["name"])
+    trunk.load_state_dict(kept)
+    size = ours.get("image_size") or described.get("input_size", [3, 224, 224])[-1]
+    return Encoder(trunk, chosen, architecture, args, size)
+
+
+def _blueprint(name: str) -> Blueprint:
+    own = menu()
+    if name in own:
+        return own[name]()
+    if timm.is_model(name.split(".")[0]):
+        return Blueprint(name)
+    close = difflib.get_close_matches(name, [*own, *timm.list_models()], n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise UsageError(f"no backbone '{name}'{hint} (ours: {', '.join(sorted(own))}; or timm's)")
+
+
+def _trunk(architecture: str, args: dict[str, Any], **training: Any) -> tuple[Any, dict[str, Any]]:
+    """The timm network without a classifier, and the arguments that would build it again."""
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    if "dynamic_img_size" not in args and _takes_any_size(architecture):
+        args = {**args, "dynamic_img_size": True}
+    return timm.create_model(architecture, num_classes=0, **args, **training), args
+
+
+def _takes_any_size(architecture: str) -> bool:
+    entry = timm.model_entrypoint(architecture.split(".")[0])
+    return entry.__module__.split(".")[-1] in ("vision_transformer", "deit")
+
+
+def _start_fresh(trunk: Any) -> None:
+    """Start the class token as DINO does; pictures are normalized as ImageNet's are."""
+    if isinstance(getattr(trunk, "cls_token", None), Tensor):
+        nn.init.trunc_normal_(trunk.cls_token, std=0.02)
+    pictures = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875}
+    trunk.pretrained_cfg = {**trunk.pretrained_cfg, **pictures, "interpolation": "bicubic"}
+
+
+def _classifier(key: str, trunk: Any) -> bool:
+    heads = trunk.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    return any(key.startswith(f"{head}.") for head in heads)
+
+
+def _refuse_mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
+    problems = [
+        ("missing", sorted(wanted.keys() - given.keys())),
+        ("unexpected", sorted(given.keys() - wanted.keys())),
+        (
+            "of another shape",
+            [
+                f"{key} {tuple(given[key].shape)} for {tuple(wanted[key].shape)}"
+                for key in wanted.keys() & given.keys()
+                if wanted[key].shape != given[key].shape
+            ],
+        ),
+    ]
+    told = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in problems if keys]
+    if told:
+        raise DataError(f"the weights are not those of {name}: {'; '.join(told)}")
+    broken = [key for key, value in given.items() if not torch.isfinite(value.float()).all()]
+    if broken:
+        raise DataError(f"the weights of {name} are not finite: {_few(broken)}")
+
+
+def _few(keys: list[str], count: int = 4) -> str:
+    rest = f", … {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + rest

@@ -1,0 +1,197 @@
+"""One adapter over timm: any of its networks, seen as pictures in and Features out.
+
+A ViT's pooled feature is the class token after the final norm, a CNN's the pooled map; a share
+of it may be set apart as the invariant part:
+
+    IR = pooled[:⌊ρ d⌋],  EF = the rest        (Song et al., 2024, "CLeVER"; DDCL rounds instead)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from equitools.errors import UsageError
+from equitools.records import Features
+
+
+def split_width(dim: int, ratio: float, rounding: str) -> int:
+    """The width of the invariant part: ratio · dim, cut (floor) or rounded (round).
+
+    Raises UsageError when either part would be empty.
+    """
+    if rounding not in ("floor", "round"):
+        raise UsageError(f"backbone.rounding is '{rounding}'; it is floor or round")
+    width = int(ratio * dim) if rounding == "floor" else round(ratio * dim)
+    if not 0 < width < dim:
+        raise UsageError(
+            f"backbone.split={ratio:g} leaves a part of the {dim} dimensions empty; it is a share"
+            " between 0 and 1, or null"
+        )
+    return width
+
+
+class Encoder(nn.Module):
+    """A timm network (`trunk`, under its bare timm names) that returns Features.
+
+    dim: width of the pooled feature. split: width of its invariant part, or None. depth: number
+    of blocks (ViT) or of stages that maps can be asked of (CNN). settings: what built it.
+    """
+
+    def __init__(
+        self,
+        trunk: Any,
+        settings: dict[str, Any],
+        architecture: str,
+        args: dict[str, Any],
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.settings, self.architecture, self.args = settings, architecture, args
+        self.image_size = image_size
+        self.is_vit = isinstance(trunk, VisionTransformer)
+        self.dim = int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)
+        blocks = trunk.blocks if self.is_vit else getattr(trunk, "feature_info", ())
+        self.depth = len(blocks)
+        ratio = settings["split"]
+        self.split = None if ratio is None else split_width(self.dim, ratio, settings["rounding"])
+
+    @property
+    def patch_size(self) -> int | None:
+        """The side of a ViT's patch in pixels; None for a CNN."""
+        return int(self.trunk.patch_embed.patch_size[0]) if self.is_vit else None
+
+    @property
+    def num_heads(self) -> int | None:
+        """Attention heads of a ViT's last block; None for a CNN."""
+        return int(self.trunk.blocks[-1].attn.num_heads) if self.is_vit else None
+
+    def forward(
+        self,
+        image: Tensor,
+        mask: Tensor | None = None,
+        *,
+        cls: int = 0,
+        maps: tuple[int, ...] = (),
+        attention: bool = False,
+    ) -> Features:
+        """Features of b 3 h w pictures.
+
+        cls: class tokens of the last n blocks after the final norm (the pooled feature, under the
+        last stage's number, of a CNN). maps: blocks or stages whose b d h w outputs are wanted;
+        negative numbers count from the end. attention: the last block's b heads n n weights.
+        Raises UsageError for what this network does not have.
+        """
+        self._check(image, mask, attention)
+        blocks = sorted({self._block(i) for i in maps} | set(self._last(cls)))
+        with _Listener(self.trunk.blocks[-1].attn if attention else None) as listener:
+            if blocks:
+                last, inner = self.trunk.forward_intermediates(image, indices=blocks, **self._extra)
+            else:
+                last, inner = self.trunk.forward_features(image), []
+        found = dict(zip(blocks, inner, strict=True))
+        features = Features(self.trunk.forward_head(last, pre_logits=True), self.split)
+        features.maps = {i: self._map(found[self._block(i)]) for i in maps}
+        features.cls = {i: self._token(found[i]) for i in self._last(cls)}
+        if cls and not self.is_vit:
+            features.cls = {self.depth - 1: features.pooled}
+        features.attention = listener.weights()
+        return features
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says: enough for plain timm, and our own part under `equitools`."""
+        cfg = dict(self.trunk.pretrained_cfg)
+        kept = ("interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
+        side = self.image_size
+        return {
+            "architecture": self.architecture,
+            "num_classes": 0,
+            "num_features": self.dim,
+            "model_args": self.args,
+            "pretrained_cfg": {
+                **{key: _plain(cfg[key]) for key in kept if key in cfg},
+                "input_size": [3, side, side],
+                "fixed_input_size": False,
+                "num_classes": 0,
+            },
+            "equitools": {
+                "name": self.settings["name"],
+                "split": self.settings["split"],
+                "rounding": self.settings["rounding"],
+                "num_heads": self.num_heads,
+                "image_size": side,
+                "patch_size": self.patch_size,
+            },
+        }
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        return {"return_prefix_tokens": True} if self.is_vit else {}
+
+    def _last(self, count: int) -> list[int]:
+        if not self.is_vit or count == 0:
+            return []
+        if not 0 < count <= self.depth:
+            raise UsageError(f"cls={count} of a network with {self.depth} blocks")
+        return list(range(self.depth - count, self.depth))
+
+    def _block(self, index: int) -> int:
+        if not -self.depth <= index < self.depth:
+            raise UsageError(f"no block {index}; {self.settings['name']} has {self.depth}")
+        return index % self.depth
+
+    def _map(self, output: Any) -> Tensor:
+        return output[0] if self.is_vit else output
+
+    def _token(self, output: Any) -> Tensor:
+        return self.trunk.norm(output[1])[:, 0]
+
+    def _check(self, image: Tensor, mask: Tensor | None, attention: bool) -> None:
+        name, patch = self.settings["name"], self.patch_size
+        if mask is not None:
+            raise UsageError(f"{name} takes no mask")
+        if attention and not self.is_vit:
+            raise UsageError(f"{name} has no attention to show; it is not a ViT")
+        if patch and (image.shape[-1] % patch or image.shape[-2] % patch):
+            size = f"{image.shape[-2]}×{image.shape[-1]}"
+            raise UsageError(
+                f"{name} cuts pictures into {patch}-px patches; {size} px does not fit"
+            )
+
+
+class _Listener:
+    """Keeps the input of an attention layer while it runs, to work out its weights afterward."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.tokens, self.handle = layer, None, None
+
+    def __enter__(self) -> _Listener:
+        if self.layer is not None:
+            self.handle = self.layer.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.tokens = inputs[0]
+
+    def weights(self) -> Tensor | None:
+        """softmax(q kᵀ / √d), b heads n n; fused attention never forms it."""
+        layer, x = self.layer, self.tokens
+        if layer is None or x is None:
+            return None
+        shape = (len(x), x.shape[1], 3, layer.num_heads, -1)
+        q, k, _ = layer.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = layer.q_norm(q), layer.k_norm(k)
+        return torch.softmax(q * layer.scale @ k.transpose(-2, -1), dim=-1)
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: tuples become lists."""
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,129 @@
+"""Checkpoints: the encoder alone under bare timm names, and one file from which a run resumes.
+
+`model.safetensors` + `config.json` hold the encoder; `timm.create_model("local-dir:DIR",
+pretrained=True)` loads them. `resume.safetensors` holds everything else that a run needs to go on.
+Every file is written to a temporary name, synced, and renamed; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from equitools import backbones
+from equitools.errors import DataError, UsageError
+from equitools.manifest import entry, write_atomic
+
+CURSOR = "cursor"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, atomically; the metadata is exactly {format: pt}."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}~")
+    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        try:
+            save_file(owned, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # the library hides the errno of a full disk here
+            raise OSError(f"cannot write {path}: {error}") from error
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; DataError when it is missing, cut short or not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except SafetensorError as error:
+        raise DataError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def save_encoder(folder: Path, encoder: nn.Module) -> dict[str, Any]:
+    """Write `model.safetensors` and `config.json` of an encoder; returns the manifest's entry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.json", json.dumps(encoder.config(), indent=2) + "\n")
+    path = folder / "model.safetensors"
+    save_tensors(path, encoder.trunk.state_dict())
+    return entry(path)
+
+
+def load_encoder(where: str | Path) -> nn.Module:
+    """An encoder from a folder, a safetensors file with its config.json beside it, or a timm name.
+
+    A timm name gives random weights; nothing is downloaded. Raises DataError with a list of what
+    is missing, unexpected or mis-shaped.
+    """
+    path = Path(where)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not weights.exists():
+        if os.sep in str(where) or path.suffix == ".safetensors":
+            raise DataError(f"no encoder at {where}: no such file")
+        return backbones.create({"name": str(where)})
+    config = weights.with_name("config.json")
+    if not config.exists():
+        raise DataError(f"{weights} has no config.json beside it to say which backbone it is")
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{config} is not JSON: {error}") from None
+    return backbones.load(described, load_tensors(weights))
+
+
+def pack(cursor: dict[str, Any], **states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One flat mapping of tensors from named states, and a JSON cursor as bytes."""
+    flat = {f"{part}/{name}": t for part, state in states.items() for name, t in state.items()}
+    text = json.dumps(cursor).encode()
+    flat[CURSOR] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return flat
+
+
+def unpack(flat: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The inverse of `pack`: the cursor, and the states by name."""
+    if CURSOR not in flat:
+        raise DataError("the resume file has no cursor; it was not written by equi-pretrain")
+    cursor = json.loads(bytes(flat.pop(CURSOR).tolist()))
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        part, name = key.split("/", 1)
+        states.setdefault(part, {})[name] = tensor
+    return cursor, states
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's moments as tensors named `index.moment`, in the order of its parameters."""
+    tensors = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put moments back; UsageError when they belong to other parameters."""
+    parameters = _parameters(optimizer)
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters):
+            raise UsageError("the saved optimizer has more parameters than this recipe's")
+        parameter = parameters[int(index)]
+        # AdamW keeps its step counter on the CPU; moments live where their parameter lives.
+        place = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
+        optimizer.state[parameter][name] = place.clone()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

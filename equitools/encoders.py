@@ -1,0 +1,110 @@
+"""Which encoder is asked about: the document's own, a file, a timm model, or a reference.
+
+Two references belong beside every trained encoder: the same net with random weights, and the raw
+pixels themselves.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from equitools import backbones, checkpoint, manifest
+from equitools.errors import DataError, UsageError
+from equitools.records import Features
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+class Pixels(nn.Module):
+    """The picture itself as features: b 3 h w → b 3·h·w, averaged down to `size` if larger."""
+
+    depth, split, is_vit = 1, None, False
+
+    def __init__(self, size: int = 32) -> None:
+        super().__init__()
+        self.size, self.dim = size, 3 * size * size
+
+    def forward(self, image: Tensor) -> Features:
+        return Features(adaptive_avg_pool2d(image, self.size).flatten(1))
+
+    def config(self) -> dict[str, Any]:
+        """What a config.json would say, as encoders do."""
+        picture = {"input_size": [3, self.size, self.size], "crop_pct": 1.0, **IMAGENET}
+        return {"architecture": "pixels", "num_features": self.dim, "pretrained_cfg": picture}
+
+
+def find(
+    document: dict[str, Any], wanted: str | None, *, seed: int = 0, pretrained: bool = False
+) -> tuple[Any, str]:
+    """The encoder and its name for people.
+
+    wanted: None is the document's `files.encoder`, whose digest is checked; `pixels`; `random`
+    (the recipe's backbone) or `random:NAME` with weights drawn from `seed`; a folder or safetensors
+    file; else a timm name, random too unless `pretrained` allows a download. Raises DataError when
+    there is no such encoder or its weights do not fit it.
+    """
+    if wanted is None:
+        return _from_document(document)
+    if wanted == "pixels":
+        return Pixels(), "raw pixels"
+    if wanted == "random" or wanted.startswith("random:"):
+        return _random(document, wanted.removeprefix("random").removeprefix(":"), seed)
+    if wanted.endswith(".safetensors") or "/" in wanted or Path(wanted).exists():
+        return checkpoint.load_encoder(Path(wanted)), wanted
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = backbones.create({"name": wanted, "pretrained": pretrained})
+    return encoder, wanted if pretrained else f"{wanted} with random weights, seed {seed}"
+
+
+def pick_device(device: str) -> str:
+    """What `auto` means here; UsageError for a GPU that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device={device}, but torch sees no GPU here; say device=cpu")
+    return device
+
+
+def platform(device: str) -> dict[str, str]:
+    """The device and the versions that a number depends on."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    found = {package: version(package) for package in ("torch", "torchvision", "timm")}
+    return {"device": name, **found}
+
+
+def _from_document(document: dict[str, Any]) -> tuple[Any, str]:
+    entry = document.get("files", {}).get("encoder")
+    if entry is None:
+        raise DataError(
+            "the document has no files.encoder; pipe in what equi-pretrain prints, or say"
+            " encoder=PATH, a timm name, random or pixels"
+        )
+    path = manifest.verify(entry, "encoder")
+    described = document.get("recipe", {}).get("backbone", {})
+    name = f"{described.get('name', 'encoder')} {entry.get('digest', '')[:19]}".strip()
+    if path.with_name("config.json").exists() or not described:
+        return checkpoint.load_encoder(path), name
+    # In a store of files named by digest no config.json is beside it; the recipe says the same.
+    plain = backbones.create({**described, "pretrained": False})
+    return backbones.load(plain.config(), checkpoint.load_tensors(path)), name
+
+
+def _random(document: dict[str, Any], name: str, seed: int) -> tuple[Any, str]:
+    described = dict(document.get("recipe", {}).get("backbone", {}))
+    if name and name != described.get("name"):
+        described = {"name": name}
+    if not described:
+        raise UsageError(
+            "encoder=random needs a recipe with a backbone, or say encoder=random:NAME"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = backbones.create({**described, "pretrained": False})
+    return encoder, f"{described['name']} with random weights, seed {seed}"

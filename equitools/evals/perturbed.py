@@ -1,0 +1,137 @@
+"""Accuracy of a head trained on clean pictures when only the test pictures change.
+
+`grid` is Song et al. (2025, "CLeVER"), Tables 3 and 4: after Resize (bilinear; bicubic for the
+untouched column) and CenterCrop come flip → rotation → color jitter → elastic warp; rotation is
+nearest with black corners, jitter has saturation 0.4 (training has 0.2), and everything is always
+applied. `rotation` and `elastic` sweep the strength of one operation alone.
+Parameters depend on (seed, draw, sample key) alone, so that all encoders see the same pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equitools import augment
+from equitools.errors import DataError
+from equitools.features import Perturbation, Table, check_head, part
+
+REFERENCE = 224  # the size of picture for which alpha and sigma are stated
+
+
+@dataclass(frozen=True)
+class Column:
+    """One perturbed test set: what is done to a picture, by operation, and how it is resized."""
+
+    operations: dict[str, Any] = field(default_factory=dict)
+    interpolation: str = "bilinear"
+
+
+def grid(
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+    degrees: float = 90.0,
+    wide: float = 180.0,
+    alpha: float = 100.0,
+    sigma: float = 5.0,
+    scale: float | None = None,
+) -> dict[str, Column]:
+    """Orig, CJ, CJ+Flip, CJ+Ro, CJ+Ro(180) and CJ+Ro+ET.
+
+    brightness, contrast, saturation, hue: of the color jitter. degrees, wide: rotation within ± so
+    many. alpha, sigma: of the elastic warp at 224 px; times `scale`, size/224 when null.
+    """
+    jitter = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    turn = {"rotation": {"degrees": degrees}, "jitter": jitter}
+    return {
+        "orig": Column(interpolation="bicubic"),
+        "cj": Column({"jitter": jitter}),
+        "cj+flip": Column({"flip": {"p": 1.0}, "jitter": jitter}),
+        "cj+ro": Column(turn),
+        f"cj+ro{wide:g}": Column({**turn, "rotation": {"degrees": wide}}),
+        "cj+ro+et": Column({**turn, "elastic": {"alpha": alpha, "sigma": sigma, "scale": scale}}),
+    }
+
+
+def rotation(
+    *,
+    degrees: list[float] = [15.0, 30.0, 45.0, 60.0, 90.0, 120.0, 150.0, 180.0],  # noqa: B006
+) -> dict[str, Column]:
+    """Rotation alone, within ± each of several ranges of degrees."""
+    return {f"ro{angle:g}": Column({"rotation": {"degrees": angle}}) for angle in degrees}
+
+
+def elastic(
+    *,
+    alpha: list[float] = [25.0, 50.0, 100.0, 150.0, 200.0],  # noqa: B006
+    sigma: float = 5.0,
+    scale: float | None = None,
+) -> dict[str, Column]:
+    """Elastic warps alone, of several strengths alpha."""
+    return {
+        f"et{a:g}": Column({"elastic": {"alpha": a, "sigma": sigma, "scale": scale}}) for a in alpha
+    }
+
+
+def scaled(operations: dict[str, Any], size: int) -> dict[str, Any]:
+    """The operations at pictures of `size`: alpha and sigma in pixels, times size/224 unless the
+    settings give another scale."""
+    warp = operations.get("elastic")
+    if warp is None:
+        return operations
+    scale = size / REFERENCE if warp["scale"] is None else warp["scale"]
+    return {**operations, "elastic": {key: warp[key] * scale for key in ("alpha", "sigma")}}
+
+
+def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbation | None:
+    """What `features.extract` does to pictures of `size` in one draw; None for nothing."""
+    if not column.operations:
+        return None
+    settings = scaled(column.operations, size)
+
+    def change(pixels: Tensor, keys: Sequence[str]) -> Tensor:
+        return augment.perturb(pixels, settings, keys, seed, draw)
+
+    return change
+
+
+def judge(
+    table: Table, heads: dict[str, Tensor], slicing: str, chunk: int = 4096
+) -> dict[str, float]:
+    """Accuracy in percent of saved linear heads on a table, keyed `all/top1`; the mean over the
+    heads' seeds. DataError when a head does not fit the features or classes."""
+    found: dict[str, list[Tensor]] = {}
+    for name in sorted(key.removesuffix("/weight") for key in heads if key.endswith("/weight")):
+        weight, bias = (heads[f"{name}/{kind}"].to(table.features) for kind in ("weight", "bias"))
+        vectors = part(table, name.split("/")[0], slicing)
+        # Without names, a small test split may not show every class that the head knows.
+        classes = table.classes if table.named else max(table.classes, len(weight))
+        check_head(weight, vectors.shape[1], classes, name)
+        right = [
+            (x @ weight.T + bias).topk(min(5, len(bias))).indices == y[:, None].to(x.device)
+            for x, y in zip(vectors.split(chunk), table.labels.split(chunk), strict=True)
+        ]
+        found.setdefault(name.split("/")[0], []).append(torch.cat(right))
+    if not found:
+        raise DataError("the file of probe heads has no head; run equi-probe linear again")
+    scores = {}
+    for name, rights in found.items():
+        stack = torch.stack(rights).double()
+        scores[f"{name}/top1"] = 100 * float(stack[..., 0].mean())
+        if table.classes >= 5:
+            scores[f"{name}/top5"] = 100 * float(stack.any(-1).float().mean())
+    return scores
+
+
+TESTS: dict[str, Callable[..., dict[str, Column]]] = {
+    "grid": grid,
+    "rotation": rotation,
+    "elastic": elastic,
+}

@@ -1,0 +1,276 @@
+"""Frozen features of every picture of a split: a table of vectors, labels and keys.
+
+Evaluations see features, never models. The encoder is in evaluation mode with no gradient, its
+buffers included. CLS tokens of the last blocks are normed and concatenated oldest first, as in
+Caron et al. (2021, "DINO"); parts of a split representation follow Song et al. (2025, "CLeVER"),
+in the slicing of the released probe or by block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from equitools import checkpoint
+from equitools.errors import DataError, UsageError
+from equitools.preprocess import Pictures, Transform, quiet_worker
+
+Perturbation = Callable[[Tensor, Sequence[str]], Tensor]
+
+
+@dataclass
+class Table:
+    """Features n d (fp32), labels n (int64, -1 is none) and keys of a split's samples.
+
+    d is `blocks` concatenated blocks of `width`, oldest first; the invariant part of a block is
+    its first `split` channels (None: the encoder does not split). `named`: the data say which
+    classes there are; else `classes` is what the labels show. `stream(blocks, seed, epoch)` gives
+    new features for batches of row numbers where the protocol augments, else it is None.
+    `progress` is told of training samples as evaluations that train go through them.
+    """
+
+    features: Tensor
+    labels: Tensor
+    keys: list[str]
+    classes: int
+    blocks: int = 1
+    width: int = 0
+    split: int | None = None
+    named: bool = True
+    stream: Callable[[Iterable[Tensor], int, int], Iterator[Tensor]] | None = None
+    progress: Callable[[int], Any] | None = None
+
+
+@dataclass
+class Outcome:
+    """What an evaluation says: percents by path, trained heads, arrays to keep, and how it was
+    done, in words."""
+
+    scores: dict[str, float]
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def choose_layers(encoder: Any, layers: str, default: str) -> str:
+    """`last` (pooled) or `clsN` (CLS of the last N blocks, normed); `auto` is the default.
+
+    A convolutional net has no CLS tokens and gives `last`, whatever the default.
+    """
+    chosen = layers
+    if layers == "auto":
+        chosen = default if encoder.is_vit else "last"
+    if chosen == "last":
+        return chosen
+    number = chosen.removeprefix("cls")
+    if not (chosen.startswith("cls") and number.isdigit() and int(number)):
+        raise UsageError(f"probe.layers is '{layers}'; it is auto, last, or cls4 (any number)")
+    if not encoder.is_vit:
+        raise UsageError(f"probe.layers={layers} needs a ViT; this encoder only has layers=last")
+    if int(number) > encoder.depth and layers != "auto":
+        raise UsageError(f"probe.layers={layers}, but the encoder has {encoder.depth} blocks")
+    return f"cls{min(int(number), encoder.depth)}"
+
+
+def fingerprint(encoder: Any) -> str:
+    """sha256 of an encoder's configuration and of every tensor of its state."""
+    digest = hashlib.sha256(json.dumps(encoder.config(), sort_keys=True, default=str).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def subset(count: int, limit: int | None) -> list[int]:
+    """`limit` positions drawn with a fixed seed, in order; all of them when limit is None."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    if limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    return sorted(
+        torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].tolist()
+    )
+
+
+def extract(
+    encoder: Any,
+    index: Any,
+    *,
+    transform: Transform,
+    layers: str = "last",
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+    limit: int | None = None,
+    perturb: Perturbation | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Table:
+    """Features of a split (an index with labels, keys, classes, digest and `image(i)`).
+
+    layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop.
+    cache: a folder; what was extracted before from the same weights, transform, layers and data is
+    read from there. progress is told how many pictures were done. Raises DataError for a picture
+    that cannot be decoded, naming it.
+    """
+    freeze(encoder, device)
+    rows = subset(len(index), limit)
+    table = Table(
+        torch.empty(0),
+        torch.as_tensor(np.asarray(index.labels)[rows], dtype=torch.int64),
+        [index.keys[i] for i in rows],
+        classes_of(index),
+        blocks=1 if layers == "last" else int(layers.removeprefix("cls")),
+        width=encoder.dim,
+        split=encoder.split,
+        named=bool(index.classes),
+    )
+    path = None
+    if cache is not None and perturb is None:
+        stated = [fingerprint(encoder), asdict(transform), layers, index.digest, limit]
+        name = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]
+        path = cache / f"features-{name}.safetensors"
+    if path is not None and path.exists():
+        table.features = checkpoint.load_tensors(path)["features"]
+        return table
+    parts = []
+    loader = DataLoader(
+        Pictures(index, transform), batch_size=batch_size, sampler=rows, num_workers=workers,
+        collate_fn=_collate, worker_init_fn=quiet_worker,
+        pin_memory=torch.device(device).type == "cuda",
+    )  # fmt: skip
+    for start, pixels in zip(range(0, len(rows), batch_size), _checked(loader), strict=True):
+        pixels = pixels.to(device, non_blocking=True)
+        if perturb is not None:
+            pixels = perturb(pixels, table.keys[start : start + len(pixels)])
+        parts.append(encode(encoder, transform.normalized(pixels), layers).cpu())
+        if progress is not None:
+            progress(len(pixels))
+    table.features = torch.cat(parts) if parts else torch.empty(0, table.blocks * table.width)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_tensors(path, {"features": table.features})
+    return table
+
+
+def freeze(encoder: Any, device: str | torch.device) -> None:
+    """Evaluation mode (buffers stay as they are), no gradients, on the device."""
+    encoder.eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def encode(encoder: Any, image: Tensor, layers: str) -> Tensor:
+    """Features b d of normalized pictures, fp32."""
+    if layers == "last":
+        return encoder(image).pooled.float()
+    count = int(layers.removeprefix("cls"))
+    tokens = encoder(image, cls=count).cls
+    return torch.cat([tokens[block].float() for block in sorted(tokens)], dim=1)
+
+
+def part(table: Table, name: str, slicing: str = "official", *, index: bool = False) -> Tensor:
+    """The features n c of a part (all, ir, ef), or with `index` the numbers of its channels."""
+    chosen = channels(table.blocks, table.width, table.split, name, slicing)
+    return chosen if index else table.features[:, chosen.to(table.features.device)]
+
+
+def channels(blocks: int, width: int, split: int | None, name: str, slicing: str) -> Tensor:
+    """Channel numbers of a part of `blocks` concatenated blocks of `width`.
+
+    official: EF is the EF of the last block alone, IR is everything else, earlier blocks' EF
+    included (the released probe). per_block: IR and EF of every block.
+    """
+    every = torch.arange(blocks * width).reshape(blocks, width)
+    if slicing not in ("official", "per_block"):
+        raise UsageError(f"probe.split is '{slicing}'; it is official or per_block")
+    if name == "all":
+        return every.flatten()
+    if name not in ("ir", "ef"):
+        raise UsageError(f"probe.parts has '{name}'; parts are all, ir, ef")
+    if split is None:
+        raise UsageError(f"this encoder does not split its output, so it has no {name}; parts=all")
+    if slicing == "per_block":
+        return (every[:, :split] if name == "ir" else every[:, split:]).flatten()
+    border = blocks * width - (width - split)
+    return every.flatten()[:border] if name == "ir" else every.flatten()[border:]
+
+
+def classes_of(index: Any) -> int:
+    """How many classes a split has: its list of names, else one more than the largest label."""
+    if index.classes:
+        return len(index.classes)
+    return int(np.max(index.labels, initial=-1)) + 1
+
+
+def require_labels(table: Table, split: str) -> None:
+    """DataError when samples are missing, lack a label, or have one outside the classes."""
+    if not len(table.labels):
+        raise DataError(f"the {split} split has no samples")
+    wrong = ((table.labels < 0) | (table.labels >= table.classes)).nonzero().flatten()
+    if len(wrong):
+        key = table.keys[int(wrong[0])]
+        raise DataError(
+            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label in"
+            f" 0…{table.classes - 1} (the first is '{key}'); only `embed` works without labels"
+        )
+
+
+def check_head(weight: Tensor, width: int, classes: int, name: str) -> None:
+    """DataError when a saved head c d does not fit features of `width` or so many classes."""
+    if tuple(weight.shape) != (classes, width):
+        raise DataError(
+            f"probe head '{name}' is {weight.shape[0]} classes × {weight.shape[1]} features, but"
+            f" the data have {classes} classes and the encoder gives {width} features"
+        )
+
+
+def stream(
+    encoder: Any,
+    index: Any,
+    rows: Sequence[int],
+    *,
+    transform: Transform,
+    layers: str,
+    augment: bool = True,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> Callable[[Iterable[Tensor], int, int], Iterator[Tensor]]:
+    """`Table.stream`: features of new crops each epoch, or of the same pictures without `augment`.
+
+    rows: the split's positions that the table's rows stand for. batches of row numbers come in,
+    features of as many pictures go out.
+    """
+    freeze(encoder, device)
+
+    def features(blocks: Iterable[Tensor], seed: int, epoch: int) -> Iterator[Tensor]:
+        batches = [[rows[i] for i in block.tolist()] for block in blocks]
+        pictures = Pictures(index, transform, (seed, epoch) if augment else None)
+        loader = DataLoader(
+            pictures, batch_sampler=batches, num_workers=workers, collate_fn=_collate,
+            worker_init_fn=quiet_worker,
+        )  # fmt: skip
+        for pixels in _checked(loader):
+            yield encode(encoder, transform.normalized(pixels.to(device)), layers)
+
+    return features
+
+
+def _collate(items: list[Any]) -> Any:
+    """Stack pictures, or hand on the first error among them."""
+    return next((item for item in items if isinstance(item, Exception)), None) or torch.stack(items)
+
+
+def _checked(loader: Iterable[Any]) -> Iterator[Tensor]:
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch

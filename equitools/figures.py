@@ -1,0 +1,143 @@
+"""Figures: the curves of a run from its metrics.jsonl, and the views that a recipe makes.
+
+matplotlib is an extra; it is imported when a figure is drawn, without a display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equitools.errors import DataError, EquiError
+
+# Panels of the curves, in order: what stands in each and how its axis is scaled.
+PANELS = ("loss", "losses", "lr", "head log10 Σp²", "mean |z|", "effective rank", "kNN top-1")
+LOGARITHMIC = ("mean |z|",)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise EquiError("figures need matplotlib: pip install 'equitools[plots]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+# --- Curves ----------------------------------------------------------------------------------
+
+
+def series(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """{panel: {curve: [(epoch, value)]}} of the lines of a metrics.jsonl; empty panels left out."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in PANELS}
+    for line in lines:
+        for panel, curve, value in _points(line):
+            if isinstance(value, int | float) and math.isfinite(value):
+                panels[panel].setdefault(curve, []).append((float(line["epoch"]), float(value)))
+    return {name: curves for name, curves in panels.items() if curves}
+
+
+def _points(line: dict[str, Any]) -> Iterable[tuple[str, str, Any]]:
+    """(panel, curve, value) of everything one line says."""
+    for name in ("loss", "lr"):
+        if name in line:
+            yield name, name, line[name]
+    for name, value in (line.get("losses") or {}).items():
+        yield "losses", name, value
+    for name, value in (line.get("watch") or {}).items():
+        last = name.rpartition("/")[2]
+        if last in ("h_I", "h_V"):
+            yield "head log10 Σp²", last, value
+        elif last in ("z_I", "z_V"):
+            yield "mean |z|", last, value
+        elif last.startswith("rank_"):
+            yield "effective rank", last, value
+    for name, value in (line.get("knn") or {}).items():
+        if "top1" in name:
+            yield "kNN top-1", name, value
+
+
+def curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> Path:
+    """Draw the curves of some runs ({name: lines of metrics.jsonl}) into a PNG, PDF or SVG file.
+
+    One panel for each quantity over epochs, one line style for each run. Raises DataError when no
+    run has a metric, EquiError without matplotlib.
+    """
+    drawn = {name: series(lines) for name, lines in runs.items()}
+    panels = [panel for panel in PANELS if any(panel in found for found in drawn.values())]
+    if not panels:
+        raise DataError(f"no metrics in {', '.join(runs) or 'no run'}")
+    pyplot = _pyplot()
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(4.5 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for (run, found), style in zip(
+            drawn.items(), ["-", "--", ":", "-."] * len(drawn), strict=False
+        ):
+            for curve, points in found.get(panel, {}).items():
+                label = curve if len(drawn) == 1 else f"{run} {curve}"
+                axis.plot(*zip(*points, strict=True), style, linewidth=1.2, label=label)
+        axis.set(title=panel, xlabel="epoch", yscale="log" if panel in LOGARITHMIC else "linear")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    return _save(pyplot, figure, path)
+
+
+def _save(pyplot: Any, figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # an ending that matplotlib cannot write
+        raise EquiError(f"{path}: {error}") from None
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+# --- Views -----------------------------------------------------------------------------------
+
+
+def parameters(action: dict[str, Sequence[float]]) -> str:
+    """What was done to one view, an operation a line; short numbers."""
+    return "\n".join(
+        f"{name} {' '.join(f'{value:.3g}' for value in values)}" for name, values in action.items()
+    )
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, np.ndarray, str]]]], path: Path
+) -> Path:
+    """Draw pictures beside their views, the parameters of each printed under it.
+
+    rows: (name, source picture h w 3, [(title, view h w 3, parameters)]), one for each picture.
+    Raises EquiError without matplotlib or for a file ending that it cannot write.
+    """
+    pyplot = _pyplot()
+    columns = 1 + max(len(views) for _, _, views in rows)
+    text_lines = max((text.count("\n") + 1 for _, _, v in rows for _, _, text in v), default=1)
+    height = 1.9 + 0.105 * text_lines
+    figure, axes = pyplot.subplots(
+        len(rows), columns, figsize=(1.9 * columns, height * len(rows)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for line, (name, source, views) in zip(axes, rows, strict=True):
+        cells = [(name, source, f"{source.shape[1]}×{source.shape[0]}"), *views]
+        for axis, (title, image, text) in zip(line, cells, strict=False):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_title(title, fontsize=7)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(text, fontsize=5, loc="left", family="monospace")
+        for axis in line[len(cells) :]:
+            axis.axis("off")
+    return _save(pyplot, figure, path)

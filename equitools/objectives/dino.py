@@ -1,0 +1,134 @@
+"""DINO: match a slow network's centered, sharpened assignments across views.
+
+    q_i = sg softmax((t_i - c) / τ_t)
+    L   = mean over pairs (i, v ≠ i) of -Σ_k q_ik log softmax(s_v / τ_s)_k
+
+with i over the two global views that the slow network sees and v over all views (Caron et al.,
+2021, "Emerging Properties in Self-Supervised Vision Transformers").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitools import ema, parts
+from equitools.heads import DINOHead
+from equitools.records import Step
+
+
+class DINO(nn.Module):
+    """DINO: cross-view cross-entropy with a slow teacher (Caron et al., 2021).
+
+    Reads `.invariant` of every view, b d, and of the slow encoder's global views.
+    out_dim: prototypes K of the head. teacher_temp is reached linearly from warmup_teacher_temp
+    within warmup_teacher_temp_epochs (epochs, or "10%"). momentum_teacher rises to 1 along half
+    a cosine. norm_last_layer freezes the gains of the prototypes at 1.
+    """
+
+    target = True
+    split = False
+    actions: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    exports = "slow"
+    pairs = "distribution"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        nlayers: int = 3,
+        norm_last_layer: bool = True,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: float | str = 0,
+        center_momentum: float = 0.9,
+        momentum_teacher: float = 0.996,
+    ) -> None:
+        super().__init__()
+        self.knobs: dict[str, Any] = {
+            "out_dim": out_dim,
+            "hidden_dim": hidden_dim,
+            "bottleneck_dim": bottleneck_dim,
+            "nlayers": nlayers,
+            "norm_last_layer": norm_last_layer,
+        }
+        self.head = DINOHead(dim, **self.knobs)
+        self.slow_head = ema.slow_copy(self.head)
+        self.center = parts.Center(out_dim, center_momentum)
+        self.student_temp = student_temp
+        self.teacher_temps = (warmup_teacher_temp, teacher_temp)
+        self.warmup = warmup_teacher_temp_epochs
+        self.momentum_teacher = momentum_teacher
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The mean cross-entropy over all pairs, in nats; ln K is a uniform student."""
+        targets = self.assignments(step, observe=self.training)
+        bottleneck = self.head.bottleneck(torch.cat([f.invariant for f in step.online]))
+        codes = bottleneck.split([len(f.invariant) for f in step.online])
+        weight = self.head.last_layer.weight
+        losses, pairs = [], 0
+        for v, target, count in parts.cross_views(step, targets):
+            logits = (codes[v] @ weight.T).float() / self.student_temp
+            # Linear in the target: n·logsumexp(s) - (Σ_i q_i)·s is the sum over this view's pairs.
+            crossed = count * logits.logsumexp(-1) - (target * logits).sum(-1)
+            losses.append(crossed.mean())
+            pairs += count
+        return {"dino": torch.stack(losses).sum() / pairs}
+
+    @torch.no_grad()
+    def assignments(self, step: Step, *, observe: bool = False) -> list[Tensor]:
+        """What the slow network says about each global view, a list of probabilities b K."""
+        logits = [self.slow_head(features.invariant) for features in step.target or []]
+        temperature = self.temperatures(step)[1]
+        targets = [parts.assign(view, self.center.value, temperature) for view in logits]
+        if observe:
+            self.center.observe(logits)
+        return targets
+
+    def temperatures(self, step: Step) -> tuple[float, float]:
+        """Temperatures of the online and of the slow network at this step."""
+        start, end = self.teacher_temps
+        return self.student_temp, start + (end - start) * parts.elapsed(self.warmup, step)
+
+    def momentum(self, done: float) -> float:
+        """The slow networks' momentum when `done` of the run is behind us."""
+        return parts.half_cosine(self.momentum_teacher, 1.0, done)
+
+    @torch.no_grad()
+    def after(self, step: Step) -> None:
+        """Move the center and the slow head."""
+        self.center.move()
+        ema.update(self.slow_head, self.head, self.momentum(step.done))
+
+    def heads(self) -> list[nn.Module]:
+        """The head that is trained; a regularizer may balance its own against it."""
+        return [self.head]
+
+    def make_heads(self, dim: int, **knobs: Any) -> list[nn.Module]:
+        """Fresh heads of the same kind for another width, with some knobs changed."""
+        return [DINOHead(dim, **{**self.knobs, **knobs})]
+
+    @torch.no_grad()
+    def diagnostics(self, step: Step) -> dict[str, float]:
+        """Signs of collapse: entropies against ln K, log10 Σp² of the head, mean |z|.
+
+        teacher_entropy near uniform_entropy is a uniform collapse; mean_entropy (of the batch's
+        mean assignment) near 0 is a collapse onto one prototype.
+        """
+        targets = self.assignments(step)
+        mean = torch.cat(targets).mean(0)
+        return {
+            "teacher_entropy": float(parts.entropy(torch.cat(targets)).mean()),
+            "mean_entropy": float(parts.entropy(mean)),
+            "uniform_entropy": math.log(len(mean)),
+            "h_I": parts.log_power(self.heads()),
+            "z_I": parts.mean_size([features.invariant for features in step.online]),
+        }

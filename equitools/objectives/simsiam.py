@@ -1,0 +1,81 @@
+"""SimSiam: predict one view's projection from another's, with a stopped gradient and no slow copy.
+
+L = -½ [ cos(p_1, sg z_2) + cos(p_2, sg z_1) ]        (Chen & He, 2021)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitools import parts
+from equitools.errors import UsageError
+from equitools.heads import simsiam_predictor, simsiam_projector
+from equitools.records import Step
+
+
+class SimSiam(nn.Module):
+    """SimSiam: negative cosine between predictor and stopped projector (Chen & He, 2021).
+
+    Reads `.invariant` of every view, b d. dim: width of the projector's layers and output.
+    hidden: bottleneck of the predictor. freeze_bias: the projector's last bias, which batch norm
+    makes void, is not trained. fix_pred_lr: the predictor's learning rate stays constant.
+    """
+
+    target = False
+    split = False
+    actions: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    exports = "online"
+    pairs = "projector"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        dim: int = 2048,
+        hidden: int = 512,
+        freeze_bias: bool = True,
+        fix_pred_lr: bool = True,
+    ) -> None:
+        super().__init__()
+        self.knobs = {"dim": dim, "hidden": hidden, "freeze_bias": freeze_bias}
+        self.projector, self.predictor = self.make_heads(width)
+        self.fix_pred_lr = fix_pred_lr
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Minus the mean cosine over ordered pairs of views, in [-1, 1]; -1 is full agreement."""
+        if len(step.online) < 2:
+            raise UsageError("simsiam compares views; set views.global.count to 2")
+        z = [self.projector(features.invariant) for features in step.online]
+        return {"simsiam": -parts.predicted_cosine([self.predictor(one) for one in z], z).mean()}
+
+    def momentum(self, done: float) -> float | None:
+        """None: SimSiam keeps no slow network."""
+        return None
+
+    def heads(self) -> list[nn.Module]:
+        """Projector and predictor; a regularizer may balance its own against them."""
+        return [self.projector, self.predictor]
+
+    def make_heads(self, dim: int, **knobs: Any) -> list[nn.Module]:
+        """A fresh projector and predictor for another width, with some knobs changed."""
+        made = {**self.knobs, **knobs}
+        return [
+            simsiam_projector(dim, made["dim"], freeze_bias=made["freeze_bias"]),
+            simsiam_predictor(made["dim"], made["hidden"]),
+        ]
+
+    def constant_rate(self) -> list[nn.Parameter]:
+        """Parameters whose learning rate is not scheduled."""
+        return list(self.predictor.parameters()) if self.fix_pred_lr else []
+
+    @torch.no_grad()
+    def diagnostics(self, step: Step) -> dict[str, float]:
+        """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
+        return {
+            "h_I": parts.log_power(self.heads()),
+            "z_I": parts.mean_size([features.invariant for features in step.online]),
+        }

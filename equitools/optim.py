@@ -1,0 +1,128 @@
+"""Optimizers, parameter groups and schedules as functions of how much of the run is done.
+
+Learning rate: linear warm-up from 0, then half a cosine to `min_lr`; weight decay: half a cosine
+from `weight_decay` to `weight_decay_end` (Caron et al., 2021, "DINO", appendix; Chen & He, 2021,
+"SimSiam", keep the predictor's rate constant). The base rate is stated per `lr_reference` images:
+
+    lr = base · batch / lr_reference
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitools.errors import UsageError
+
+
+def optimizer_settings(
+    *,
+    name: str = "adamw",
+    lr: float = 5e-4,
+    lr_reference: int = 256,
+    min_lr: float = 1e-6,
+    weight_decay: float = 0.04,
+    weight_decay_end: float | None = None,
+    momentum: float = 0.9,
+    decay_bias: bool = False,
+    clip: float = 0.0,
+    clip_per: str = "tensor",
+) -> dict[str, Any]:
+    """The knobs of `recipe.optimizer`; the signature is the schema.
+
+    name: adamw, sgd or lars (timm's). lr per `lr_reference` images of the global batch.
+    weight_decay_end: None keeps the decay constant. decay_bias: decay 1-D parameters and biases
+    too. clip: largest L2 norm of a gradient, of each tensor or of all (`clip_per`); 0 is off.
+    """
+    if name not in ("adamw", "sgd", "lars"):
+        raise UsageError(f"optimizer.name is '{name}'; it is one of adamw, sgd, lars")
+    if clip_per not in ("tensor", "global"):
+        raise UsageError(f"optimizer.clip_per is '{clip_per}'; it is tensor or global")
+    return dict(locals())
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+
+def warmup_cosine(base: float, final: float, done: float, warmup: float) -> float:
+    """Linear from 0 to `base` while done < warmup (both shares of the run), then half a cosine."""
+    if done < warmup:
+        return base * done / warmup
+    return cosine(base, final, (done - warmup) / max(1 - warmup, 1e-12))
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    decay_bias: bool,
+    constant_rate: Iterable[nn.Parameter] = (),
+) -> list[dict[str, Any]]:
+    """Split trainable parameters by (decayed or not) × (scheduled or constant rate).
+
+    Biases and 1-D tensors (norms) are not decayed unless `decay_bias`.
+    """
+    constant = {id(parameter) for parameter in constant_rate}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            decayed = decay_bias or not (parameter.ndim == 1 or name.endswith(".bias"))
+            groups.setdefault((decayed, id(parameter) in constant), []).append(parameter)
+    return [
+        {"params": parameters, "decayed": decayed, "constant": fixed}
+        for (decayed, fixed), parameters in groups.items()
+    ]
+
+
+def create(settings: dict[str, Any], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build the optimizer that the recipe names over the parameter groups."""
+    name = settings["name"]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings["lr"], weight_decay=settings["weight_decay"])
+    knobs = {"lr": settings["lr"], "momentum": settings["momentum"]}
+    knobs["weight_decay"] = settings["weight_decay"]
+    if name == "sgd":
+        return torch.optim.SGD(groups, **knobs)
+    from timm.optim import Lars
+
+    return Lars(groups, **knobs)
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    *,
+    batch_size: int,
+    done: float,
+    warmup: float,
+) -> float:
+    """Write this step's learning rates and weight decays into the optimizer; returns the rate."""
+    base = settings["lr"] * batch_size / settings["lr_reference"]
+    rate = warmup_cosine(base, min(settings["min_lr"], base), done, warmup)
+    end = settings["weight_decay_end"]
+    start = settings["weight_decay"]
+    decay = start if end is None else cosine(start, end, done)
+    for group in optimizer.param_groups:
+        group["lr"] = base if group["constant"] else rate
+        group["weight_decay"] = decay if group["decayed"] else 0.0
+    return rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per: str) -> None:
+    """Scale gradients whose L2 norm exceeds `limit`: each tensor by itself, or all together.
+
+    DINO clips each tensor by itself. No value leaves the device.
+    """
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if limit <= 0 or not gradients:
+        return
+    norms = torch._foreach_norm(gradients)
+    if per == "global":
+        norms = [torch.linalg.vector_norm(torch.stack(list(norms)))] * len(gradients)
+    scales = [torch.clamp(limit / (norm + 1e-6), max=1.0) for norm in norms]
+    torch._foreach_mul_(gradients, scales)

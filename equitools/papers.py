@@ -1,0 +1,269 @@
+"""A paper's table with our numbers beside it, each row saying where its number comes from.
+
+A row of the table is data (manifests/table/): what the paper prints, and the layers of the recipe
+that measures it. A result belongs to a row when its own recipe says what those layers say, however
+the run was named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from equitools import manifest, tables
+from equitools.errors import DataError, UsageError
+
+FOLDERS = ("objective", "equivariance", "backbone", "views", "schedule")
+COLUMNS = (
+    "method", "epochs", "rotation", "backbone", "paper_params", "ours_params", "paper_gflops",
+    "ours_gflops", "paper_top1", "paper_top5", "ours_top1", "ours_top1_sd", "ours_top5",
+    "ours_top5_sd", "ours_backbone", "ours_epochs", "ours_data", "ours_runs", "status",
+)  # fmt: skip
+HEADS = ("h_V", "h_I", "z_V", "z_I")
+
+# (parameters, multiply-adds) of a backbone layer's network, or None when it cannot be counted.
+Count = Callable[[str], tuple[float, float] | None]
+
+
+# --- Table 2 ---------------------------------------------------------------------------------
+
+
+def table2(
+    table: dict[str, Any], documents: Sequence[dict[str, Any]], scale: str, count: Count
+) -> list[dict[str, Any]]:
+    """The rows of a table as mappings of COLUMNS; percents, millions, GFLOPs; None is unknown.
+
+    table: the `table` section of a layer of manifests/table. documents: scores. count: measures a
+    backbone by its layer's name. Raises UsageError for an unknown scale, DataError for a document
+    without the table's score.
+    """
+    if scale not in table["scales"]:
+        raise UsageError(f"scale is '{scale}'; it is one of {', '.join(table['scales'])}")
+    for document in documents:
+        _score(document, table["score"])
+    left = list(documents)
+    found = []
+    for row in table["rows"]:
+        cell = (row.get("cells") or {}).get(scale)
+        stated = cell_document(cell) if cell else None
+        ours = [document for document in left if stated and fits(stated, document)]
+        left = [document for document in left if not any(document is one for one in ours)]
+        if "top1" not in row:
+            if stated is None:
+                continue  # stands beside the paper's rows only where it is run
+            row = row | {"backbone": _name(stated["recipe"], "backbone")}
+        found.append(_row(row, ours, table, scale, count))
+    found += [_own(document, table["score"]) for document in left]
+    return found
+
+
+def _row(
+    row: dict[str, Any], ours: list[dict], table: dict[str, Any], scale: str, count: Count
+) -> dict[str, Any]:
+    line = dict.fromkeys(COLUMNS) | {
+        key: row.get(key) for key in ("method", "epochs", "rotation", "backbone")
+    }
+    line |= {f"paper_{key}": row.get(key) for key in ("params", "gflops", "top1", "top5")}
+    layer = table["backbones"].get(row.get("backbone"))
+    if layer and (cost := count(layer)):
+        line["ours_params"], line["ours_gflops"] = round(cost[0] / 1e6, 3), round(cost[1] / 1e9, 3)
+    if ours:
+        line |= _measured(ours, table["score"])
+    return line | {"status": _status(row, ours, scale)}
+
+
+def _measured(documents: list[dict], score: str) -> dict[str, Any]:
+    line: dict[str, Any] = {"ours_runs": len(documents)}
+    for metric in ("top1", "top5"):
+        values = [value for d in documents if (value := _score(d, score).get(metric))]
+        if values:
+            pooled = tables.pool(values)
+            line[f"ours_{metric}"] = round(pooled.mean, 2)
+            line[f"ours_{metric}_sd"] = None if pooled.sd is None else round(pooled.sd, 2)
+    words = tables.described(documents[0])
+    if tables.encoder(documents[0]) == "pixels":
+        words["backbone"] = ""
+    return line | {f"ours_{key}": words[key] or None for key in ("backbone", "epochs", "data")}
+
+
+def _own(document: dict[str, Any], score: str) -> dict[str, Any]:
+    """A result that is no row of the table."""
+    line = dict.fromkeys(COLUMNS) | {"method": tables.method(document)}
+    return line | _measured([document], score) | {"status": "measured; not a row of the table"}
+
+
+def _status(row: dict[str, Any], ours: list[dict], scale: str) -> str:
+    if ours:
+        return "measured"
+    if row.get("quoted"):
+        return "quoted by the paper; not run"
+    if row.get("missing"):
+        return f"{row['missing']} is not built yet"
+    return (
+        f"no result at scale {scale} yet" if scale in row["cells"] else f"not run at scale {scale}"
+    )
+
+
+def _score(document: dict[str, Any], score: str) -> dict[str, tables.Value]:
+    """{metric: value} of a score such as probe/linear/all; DataError when there is none."""
+    found = tables.summary(document.get("scores") or {})
+    metrics = {
+        n.removeprefix(score + "/"): v for n, v in found.items() if n.startswith(score + "/")
+    }
+    if not metrics:
+        raise DataError(
+            f"a document of {tables.method(document)} has no score {score};"
+            f" it has {', '.join(found) or 'none'}"
+        )
+    return metrics
+
+
+# --- Which row a result belongs to -----------------------------------------------------------
+
+
+def cell_layers(cell: str) -> list[str]:
+    """The layers that a cell's name spells: `dino+clever.vit-mini.caug+` → dino clever vit-mini
+    caug+. A part that is a layer's name is that layer, plus signs and all."""
+    known = manifest.layers(FOLDERS)
+    parts = [part for part in cell.split(".") if part]
+    return [n for part in parts for n in ([part] if part in known else part.split("+")) if n]
+
+
+def cell_document(cell: str) -> dict[str, Any]:
+    """What a cell says: its layers folded; `random.X` and `pixels` name the probe's encoder.
+
+    Raises UsageError for a layer that does not exist.
+    """
+    first, _, rest = cell.partition(".")
+    document: dict[str, Any] = {"recipe": {}}
+    if first in ("random", "pixels"):
+        document["probe"] = {"encoder": first}
+        cell = rest
+    for name in cell_layers(cell):
+        document = manifest.fold(document, manifest.layer(name, FOLDERS))
+    return document
+
+
+def fits(stated: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether a document's recipe is the one that a cell states (`cell_document`).
+
+    Compared: the encoder that was probed, objective, equivariance terms with the knobs that the
+    layers state, backbone, rotation and elastic warps, and epochs where the layers state them.
+    """
+    if tables.encoder(stated) != tables.encoder(document):
+        return False
+    if tables.encoder(stated) == "pixels":
+        return True
+    want, have = stated["recipe"], document.get("recipe") or {}
+    if _name(want, "backbone") != _name(have, "backbone"):
+        return False
+    if tables.encoder(stated) == "random":
+        return True
+    terms, others = want.get("equivariance") or {}, have.get("equivariance") or {}
+    warps = ("rotation", "elastic")
+    views, shown = want.get("views") or {}, have.get("views") or {}
+    return (
+        _name(want, "objective") == _name(have, "objective")
+        and terms.keys() == others.keys()
+        and all(_holds(terms[name], others[name]) for name in terms)
+        and all(_holds(views.get(w), shown.get(w)) for w in warps)
+        and want.get("epochs") in (None, have.get("epochs"))
+    )
+
+
+def _name(recipe: dict[str, Any], section: str) -> str | None:
+    return (recipe.get(section) or {}).get("name")
+
+
+def _holds(want: Any, have: Any) -> bool:
+    """Everything that `want` states stands in `have`; defaults that were written back may too."""
+    if isinstance(want, dict) and isinstance(have, dict):
+        return all(key in have and _holds(value, have[key]) for key, value in want.items())
+    return want == have
+
+
+# --- Table 2 for people ----------------------------------------------------------------------
+
+
+def show_table2(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The rows of `table2` in the columns of the paper, ours beside it."""
+    columns = ["Method", "Epochs", "Rotation", "Backbone", "#Params", "GFLOPs", "Top-1 paper",
+               "Top-5 paper", "Top-1 ours", "Top-5 ours", "Ours ran", "Status"]  # fmt: skip
+    return columns, [
+        [
+            row["method"], row["epochs"], {True: "✓", False: "✗", None: None}[row["rotation"]],
+            row["backbone"], _cost(row, "params", "M", 1), _cost(row, "gflops", "G", 2),
+            row["paper_top1"], row["paper_top5"], _ours(row, "top1"), _ours(row, "top5"),
+            _ran(row), row["status"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
+def _cost(row: dict[str, Any], what: str, unit: str, digits: int) -> str | None:
+    """What we count; beside it the paper's number where they differ; `*` marks a number that is
+    only the paper's."""
+    paper, ours = row[f"paper_{what}"], row[f"ours_{what}"]
+    if ours is None:
+        return None if paper is None else f"{paper:.{digits}f}{unit}*"
+    text = f"{ours:.{digits}f}{unit}"
+    return text if paper in (None, round(ours, digits)) else f"{text} (paper {paper}{unit})"
+
+
+def _ours(row: dict[str, Any], metric: str) -> str | None:
+    if row[f"ours_{metric}"] is None:
+        return None
+    sd = row[f"ours_{metric}_sd"]
+    return f"{row[f'ours_{metric}']:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
+
+
+def _ran(row: dict[str, Any]) -> str | None:
+    epochs = row["ours_epochs"] and f"{row['ours_epochs']} epochs"
+    words = [row["ours_backbone"], epochs, row["ours_data"]]
+    return ", ".join(word for word in words if word) or None
+
+
+# --- Table 1 ---------------------------------------------------------------------------------
+
+
+def magnitudes(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
+    """`epoch` and log10 of heads and representations (HEADS) at every watch step of a run.
+
+    lines: the objects of metrics.jsonl, where h is log10 Σp² already and z is a mean |z|.
+    """
+    found = []
+    for line in lines:
+        watch = {key.rpartition("/")[2]: value for key, value in (line.get("watch") or {}).items()}
+        row = {"epoch": float(line.get("epoch", 0))}
+        row |= {name: float(watch[name]) for name in HEADS if name in watch}
+        for name in ("z_V", "z_I"):
+            if name in row:
+                row[name] = math.log10(row[name]) if row[name] > 0 else -math.inf
+        if len(row) > 1:
+            found.append(row)
+    return found
+
+
+def at_epochs(rows: list[dict[str, float]], epochs: Sequence[float]) -> list[dict[str, float]]:
+    """The rows nearest to some epochs, each once, those beyond the run left out."""
+    last = rows[-1]["epoch"] if rows else 0.0
+    reach = last + max(0.5, 0.05 * last)
+    near = [min(rows, key=lambda r: abs(r["epoch"] - e)) for e in epochs if e <= reach]
+    return [row for i, row in enumerate(near) if row not in near[:i]]
+
+
+def usual_epochs(rows: list[dict[str, float]]) -> list[float]:
+    """The paper's epochs where the run is that long, else five of its own, evenly spaced."""
+    last = rows[-1]["epoch"] if rows else 0.0
+    if last >= 50:
+        return [epoch for epoch in (10.0, 50.0, 100.0, 200.0) if epoch < last] + [last]
+    return [rows[round(i * (len(rows) - 1) / 4)]["epoch"] for i in range(5)] if rows else []
+
+
+def verdict(rows: list[dict[str, float]]) -> str:
+    """The paper's words for how the run ended; two decades between the heads are a collapse."""
+    last = rows[-1] if rows else {}
+    if "h_V" not in last or "h_I" not in last:
+        return "one head"
+    return "collapse / trivial solution" if last["h_I"] - last["h_V"] > 2 else "similar projection"

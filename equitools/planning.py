@@ -1,0 +1,125 @@
+"""What a recipe would cost: views, steps, parameters, and memory measured on two pictures.
+
+Activations are those that autograd really saves for a forward pass of the real model over two
+samples, scaled to the batch of one process; nothing is trained and no data is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitools import augment, ema, learner, recipe
+from equitools.records import View
+
+# Images of the train splits of ILSVRC 2012 and of its hundred-class subset (CMC's list).
+KNOWN = {"ImageNet-100": 126_689, "ImageNet-1k": 1_281_167}
+
+
+def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
+    """The plan of a resolved recipe, for people."""
+    model = learner.build(settings)
+    views = augment.plan(settings["views"]).views
+    lines = [f"objective     {settings['objective']['name']}"]
+    lines += [f"equivariance  {', '.join(settings['equivariance']) or 'none'}"]
+    lines += [f"backbone      {settings['backbone']['name']}, {_millions(model.encoder)}"]
+    if model.encoder.split is not None:
+        rest = model.encoder.dim - model.encoder.split
+        lines += [f"split         {model.encoder.dim} = {model.encoder.split} IR + {rest} EF"]
+    lines += [_heads(model), _views(views), *_steps(settings, document)]
+    lines += [_memory(settings, model)]
+    return "\n".join(lines) + "\n"
+
+
+def _millions(module: nn.Module) -> str:
+    total = sum(parameter.numel() for parameter in module.parameters())
+    return f"{total / 1e6:.2f} M parameters"
+
+
+def _heads(model: learner.Learner) -> str:
+    named = [(name, module) for name, module in _head_modules(model)]
+    text = "\n              ".join(
+        f"{name}: {sum(p.numel() for p in module.parameters() if p.requires_grad):,} trainable"
+        for name, module in named
+    )
+    return f"heads         {text or 'none'}"
+
+
+def _head_modules(model: learner.Learner) -> list[tuple[str, nn.Module]]:
+    """Every head of every term that is trained, by name."""
+    found = []
+    for owner, term in [("objective", model.objective), *model.terms.items()]:
+        for name, module in term.named_children():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                found.append((f"{owner}.{name}", module))
+    return found
+
+
+def _views(views: list[Any]) -> str:
+    counts: dict[tuple[str, int], int] = {}
+    for view in views:
+        key = (view.group, view.size)
+        counts[key] = counts.get(key, 0) + 1
+    text = " + ".join(f"{n} {group} of {size} px" for (group, size), n in counts.items())
+    return f"views         {len(views)} an image: {text}"
+
+
+def _steps(settings: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    found = document.get("files", {}).get("shards.train")
+    sizes = {"these shards": found["samples"]} if found else KNOWN
+    lines = []
+    for name, samples in sizes.items():
+        length = recipe.length(settings, samples)
+        recipe.share(settings["schedule"]["warmup_epochs"], length.epochs, "schedule.warmup_epochs")
+        prelude = f" after a prelude of {length.prelude:,}" if length.prelude else ""
+        lines += [
+            f"steps         {length.main:,} of {length.batch_size} images{prelude}"
+            f" = {length.epochs:g} epochs of {name} ({samples:,} images)"
+        ]
+    return lines
+
+
+def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = sum(p.numel() for p in model.parameters())
+    slow = sum(p.numel() for p in model.encoder.parameters()) if model.needs_target else 0
+    moments = 2 if settings["optimizer"]["name"] == "adamw" else 1
+    state = 4 * (held + slow + trained * (1 + moments))
+    processes = settings["processes"] or 1
+    batch = settings["batch_size"] // (processes * settings["accumulate"])
+    saved = activations(model, settings["views"]) * batch
+    kept = saved / 2 if settings["precision"] == "bf16" else saved
+    return (
+        f"memory        {state / 2**30:.2f} GiB weights, gradients and moments"
+        f" + {kept / 2**30:.2f} GiB activations a process ({batch} images at a time,"
+        f" {processes} process{'es' if processes > 1 else ''}, {settings['precision']})"
+    )
+
+
+def activations(model: learner.Learner, views: dict[str, Any], samples: int = 2) -> float:
+    """Bytes that autograd keeps for one sample's views (parameters not counted)."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    pictures = [_blank(view, samples) for view in augment.plan(views).views]
+    target = None
+    if model.needs_target:
+        with torch.no_grad():
+            whole = [view for view in pictures if view.group == "global"]
+            target = learner.encode(ema.slow_copy(model.encoder), whole)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(pictures, target, 0.0, 0.0)
+    return sum(kept.values()) / samples
+
+
+def _blank(view: Any, samples: int) -> View:
+    image = torch.randn(samples, 3, view.size, view.size)
+    return View(image, {}, torch.eye(3).expand(samples, 3, 3), group=view.group)

@@ -1,0 +1,82 @@
+"""A tar file that is filled in large reused buffers and hashed on a second thread meanwhile.
+
+Files are read straight into the buffer that is written, so nothing is allocated for a sample, and
+what is written is still in the cache of the core that read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from equitools.tars import ending
+
+BUFFERS, PIECE = 3, 1 << 20
+
+
+class TarWriter:
+    """A new file at `path`; `bytes` and `sha256` are known after `close`. Raises OSError."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.bytes, self.sha256 = 0, ""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._buffers = [memoryview(bytearray(PIECE)) for _ in range(BUFFERS)]
+        self._hashing: list[Future | None] = [None] * BUFFERS
+        self._hash, self._thread = hashlib.sha256(), ThreadPoolExecutor(1)
+        self._now = self._fill = 0
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        os.close(self._file)
+
+    def write(self, data: bytes) -> None:
+        """Append some bytes."""
+        done = 0
+        while done < len(data):
+            take = min(len(data) - done, PIECE - self._fill)
+            self._buffers[self._now][self._fill : self._fill + take] = data[done : done + take]
+            self._advance(take)
+            done += take
+
+    def copy(self, source: int, size: int) -> int:
+        """Append `size` bytes of an open file; how many there were."""
+        done = 0
+        while done < size:
+            stop = min(self._fill + size - done, PIECE)
+            took = os.readv(source, [self._buffers[self._now][self._fill : stop]])
+            if took == 0:
+                break
+            self._advance(took)
+            done += took
+        return done
+
+    def close(self) -> None:
+        """End the archive, sync it, and know its digest."""
+        self.write(ending(self.bytes + self._fill))
+        if self._fill:
+            self._flush()
+        os.fsync(self._file)
+        self._thread.shutdown()
+        self.sha256 = self._hash.hexdigest()
+
+    def _advance(self, count: int) -> None:
+        self._fill += count
+        if self._fill == PIECE:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hash and write this buffer; go on with the next as soon as it is hashed."""
+        full = self._buffers[self._now][: self._fill]
+        self._hashing[self._now] = self._thread.submit(self._hash.update, full)
+        self.bytes += len(full)
+        while full:
+            full = full[os.write(self._file, full) :]
+        self._now, self._fill = (self._now + 1) % BUFFERS, 0
+        hashed = self._hashing[self._now]
+        if hashed is not None:
+            hashed.result()

@@ -1,0 +1,342 @@
+"""Pretrain a backbone with one objective and any equivariance terms; shards in, checkpoint out."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from equitools import frame, manifest
+from equitools.errors import DataError, Interrupted, NumericalError, UsageError
+from equitools.frame import Program, Request
+
+LAYERS = ("objective", "equivariance", "backbone", "views", "schedule")
+
+
+def run(request: Request) -> dict[str, Any] | None:
+    """Check the recipe, find the folder, train or resume, and describe what came out."""
+    from equitools import learner, parallel, recipe, shards
+
+    settings = learner.resolve(request.settings)
+    if request.plan:
+        from equitools import planning
+
+        request.print_plan(planning.describe(settings, request.document))
+        return None
+    if "shards.train" not in request.document.get("files", {}):
+        raise DataError(
+            "pretraining needs shards with a train split; pipe them in:"
+            " equi-shard SOURCE -o DIR | equi-pretrain …"
+        )
+    settings = settle_device(settings)
+    index = shards.open_split(request.document, "train")
+    length = recipe.length(settings, len(index))
+    fractions = durations(settings, length.epochs)
+    identity = identify(settings, request.document)
+    out = request.choose_out(Path("runs") / identity[:12])
+    if (done := frame.finished(out, identity)) is not None:
+        request.say(f"{out} is finished already: this is its manifest")
+        return done
+    if (count := processes(settings)) > 1 and parallel.launched() == 1:
+        return in_ranks(request, settings, out, count)
+    if parallel.is_main():
+        frame.lock(out)
+    facts = train(request, settings, index, length, fractions, identity, out)
+    if not parallel.is_main():
+        return None
+    return describe(request, settings, facts, identity, out, length)
+
+
+def settle_device(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write back what `auto` means on this machine."""
+    import torch
+
+    device, precision = settings["device"], settings["precision"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device={device}, but torch sees no GPU here; say device=cpu")
+    if precision == "auto":
+        fast = device != "cpu" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    return settings | {"device": device, "precision": precision}
+
+
+def processes(settings: dict[str, Any]) -> int:
+    """How many processes to start here: what the recipe says, else one for each local GPU."""
+    import torch
+
+    if settings["processes"] is not None:
+        return settings["processes"]
+    return torch.cuda.device_count() if settings["device"] == "cuda" else 1
+
+
+def durations(settings: dict[str, Any], epochs: float) -> dict[str, float]:
+    """The recipe's durations as shares of the run; refused when longer than it."""
+    from equitools.recipe import share
+
+    return {
+        key: share(settings["schedule"][key], epochs, f"recipe.schedule.{key}")
+        for key in ("warmup_epochs", "freeze_last_layer")
+    }
+
+
+def identify(settings: dict[str, Any], document: dict[str, Any]) -> str:
+    """The digest of recipe and data: what two runs must share to be the same run."""
+    from equitools.recipe import NOT_IDENTITY
+
+    matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
+    return manifest.identity(matters, document["files"]["shards.train"]["digest"])
+
+
+def in_ranks(
+    request: Request, settings: dict[str, Any], out: Path, count: int
+) -> dict[str, Any] | None:
+    """Run this stage once a device and return the manifest that rank 0 prints."""
+    from equitools import launch
+
+    document = request.document | {"recipe": settings}
+    words = ["-", "-o", str(out)]
+    code, answer = launch.run("equitools.stages.pretrain", words, manifest.dump(document), count)
+    if code == Interrupted.code:
+        raise Interrupted(f"saved in {out}; run the same command again to go on")
+    if code:
+        frame.leave(code)
+    found = manifest.load(answer, "rank 0")[0]
+    found["history"][-1]["argv"] = request.argv
+    return found
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGUSR1, so that the loop can save and leave between two steps."""
+    asked: list[int] = []
+
+    def note(number: int, stack: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    request: Request,
+    settings: dict[str, Any],
+    index: Any,
+    length: Any,
+    fractions: dict[str, float],
+    identity: str,
+    out: Path,
+) -> dict[str, Any]:
+    """The loop: batch → views → both encoders → terms → step → slow copy → one JSON line."""
+    import torch
+    from accelerate import Accelerator
+
+    from equitools import augment, checkpoint, ema, loader, loop, optim, parallel, state
+    from equitools.learner import build, encode
+    from equitools.log import MetricsLog
+
+    trackers = loop.trackers_of(settings)
+    parallel.start(settings["device"])
+    accelerator = Accelerator(
+        cpu=settings["device"] == "cpu",
+        mixed_precision="bf16" if settings["precision"] == "bf16" else "no",
+        log_with=trackers or None,
+        project_dir=out,
+    )
+    device, seed, main = accelerator.device, settings["seed"], parallel.is_main()
+    torch.manual_seed(seed)
+    model = build(settings)
+    loop.exported(settings, model, model.encoder if model.needs_target else None)
+    plan = augment.plan(settings["views"])
+    slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
+    if parallel.world_size() > 1 and device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device)
+    optimizer = loop.make_optimizer(settings, model)
+    start = 0
+    if (saved := state.restore(out, identity, model, slow)) is not None:
+        start = saved[0]["step"]
+        checkpoint.load_optimizer(optimizer, saved[1])
+        request.say(f"resumed at step {start}")
+    wrapped = accelerator.prepare_model(model)
+    if settings["compile"]:
+        wrapped = torch.compile(wrapped)
+    data = loader.StepBatches(
+        index, plan, seed=seed, batch=settings["batch_size"], accumulate=settings["accumulate"],
+        ranks=parallel.world_size(), rank=parallel.rank(),
+    )  # fmt: skip
+    stream = loader.batches(
+        data, start=start, end=length.steps, workers=loop.worker_count(settings),
+        pin=device.type == "cuda",
+    )  # fmt: skip
+    log = MetricsLog(out / "metrics.jsonl", start) if main else None
+    if trackers:
+        accelerator.init_trackers("equitools", config=loop.flat(settings))
+
+    def save(step: int) -> None:
+        parallel.barrier()
+        if main:
+            state.save(out, {"step": step, "identity": identity}, model, slow, optimizer)
+
+    last: dict[str, Any] = {}
+    waited, begun = 0.0, time.perf_counter()
+    with stop_requests() as asked, progress(request, length, start) as bar:
+        for step in range(start, length.steps):
+            if step == length.prelude and step > start:
+                optimizer = loop.make_optimizer(settings, model)  # fresh moments for the run
+            done, epoch = length.done(step), length.epoch(step)
+            rate = loop.set_rates(optimizer, settings, length, fractions["warmup_epochs"], step)
+            state.seed_step(seed, step, parallel.rank())
+            optimizer.zero_grad(set_to_none=True)
+            for micro in range(settings["accumulate"]):
+                clock = time.perf_counter()
+                batch = next(stream)
+                waited += time.perf_counter() - clock
+                views, target = plan.finish(batch, device), None
+                if slow is not None:
+                    with torch.no_grad(), accelerator.autocast():
+                        target = encode(slow, [view for view in views if view.group == "global"])
+                final = micro == settings["accumulate"] - 1
+                with loop.sync_only_last(accelerator, wrapped, final):
+                    loss, parts, record = wrapped(views, target, done, epoch)
+                    loop.stop_if_broken(loss, parts, step)
+                    accelerator.backward(loss / settings["accumulate"])
+            if done < fractions["freeze_last_layer"]:
+                for parameter in model.last_layers():
+                    parameter.grad = None
+            knobs = settings["optimizer"]
+            optim.clip_gradients(model.parameters(), knobs["clip"], knobs["clip_per"])
+            optimizer.step()
+            if slow is not None:
+                ema.update(slow, model.encoder, model.objective.momentum(done))
+            for term in model.all_terms():
+                if hasattr(term, "after"):
+                    term.after(record)
+
+            seen = step + 1
+            line: dict[str, Any] = {}
+            if seen % settings["log_every"] == 0 or seen == length.steps:
+                elapsed = time.perf_counter() - begun
+                line["loss"] = loss.item()
+                line["losses"] = {name: value.item() for name, value in parts.items()}
+                line["lr"] = rate
+                line["images_per_second"] = (seen - start) * settings["batch_size"] / elapsed
+                line["waited"] = waited / elapsed
+            words: list[str] = []
+            if seen % settings["watch_every"] == 0 or seen == length.steps:
+                line["watch"], words = loop.look(settings, model, record, parts)
+            if loop.crossed(settings["knn_every"], length, step):
+                line["knn"] = loop.nearest_neighbors(
+                    settings, request.document, index, slow or model.encoder
+                )
+            if log is not None and line:
+                clock = {"step": seen, "samples": seen * length.batch_size}
+                log.write(**clock, epoch=length.epoch(seen), **line)
+                accelerator.log(loop.flat(line), step=seen)
+            last |= line
+            bar.advance(1, **({"loss": f"{line['loss']:.4f}"} if "loss" in line else {}))
+            for sentence in words:
+                request.say(f"step {seen}: {sentence}")
+            if words and settings["on_collapse"] == "stop":
+                save(seen)
+                raise NumericalError(f"step {seen}: {words[0]} (on_collapse=stop; state saved)")
+            if parallel.any_across(bool(asked), device):
+                save(seen)
+                raise Interrupted(f"saved at step {seen} in {out}; run the same command again")
+            if seen % settings["checkpoint_every"] == 0 and seen < length.steps:
+                save(seen)
+    accelerator.end_training()
+    if log is not None:
+        log.close()
+        last["files"] = loop.write_outputs(settings, model, slow, out)
+    last["export"] = loop.exported(settings, model, slow)[0]
+    last["words"] = words
+    return last
+
+
+def progress(request: Request, length: Any, start: int) -> Any:
+    """A progress display of steps, from where the run goes on."""
+    return frame.progress(length.steps, "pretrain", "step", start=start)
+
+
+def describe(
+    request: Request,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    identity: str,
+    out: Path,
+    length: Any,
+) -> dict[str, Any]:
+    """The manifest of the finished run; its resume file has served."""
+    from equitools import loop, state
+
+    document = dict(request.document)
+    document["kind"] = "checkpoint"
+    document["recipe"] = settings
+    document["files"] = {**document["files"], **facts["files"]}
+    scores = {"pretrain/loss": facts["loss"]}
+    scores |= {f"pretrain/watch/{name}": value for name, value in facts.get("watch", {}).items()}
+    scores |= {f"pretrain/knn/{name}": value for name, value in facts.get("knn", {}).items()}
+    document["scores"] = {**document.get("scores", {}), **scores}
+    (out / state.RESUME).unlink(missing_ok=True)
+    return request.record(
+        document, identity, steps=length.steps, prelude_steps=length.prelude,
+        epochs=length.epochs, samples=length.steps * length.batch_size,
+        encoder=facts["export"], collapse=facts["words"] or "none seen",
+        **loop.platform(settings),
+    )  # fmt: skip
+
+
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse a wrong recipe before the pipe is waited for, when the words alone make one."""
+    from equitools import learner
+
+    if "objective" in recipe and "backbone" in recipe:
+        learner.build(learner.resolve(recipe))
+
+
+def menus() -> dict[str, Any]:
+    """What `--list` shows besides layers."""
+
+    def namespace(name: str) -> Any:
+        return lambda: importlib.import_module(f"equitools.{name}")
+
+    def backbones() -> Any:
+        return importlib.import_module("equitools.backbones").menu()
+
+    return {
+        "objectives": namespace("objectives"),
+        "equivariance": namespace("equivariance"),
+        "backbones": backbones,
+    }
+
+
+PROGRAM = Program(
+    name="pretrain",
+    section="recipe",
+    reads=("shards",),
+    folders=LAYERS,
+    run=run,
+    help=__doc__
+    + """
+
+Example: equi-pretrain dino clever vit-small caug e200 seed=1 -o runs/clever < shards.yaml
+""",
+    required=False,
+    check=check,
+    menus=menus(),
+)
+main = frame.command(PROGRAM)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Tables, figures and answers from manifests; each document of the stream is a row."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from equitools import frame, lineage, manifest, names, papers, tables
+from equitools.errors import DataError, EquiError, UsageError
+from equitools.frame import Program, Request
+from equitools.log import read_lines
+
+Format = Literal["md", "csv", "latex"]
+
+HELP = """Tables, figures and answers from manifests, read from files, run folders or stdin.
+
+Each document of the stream is a row. What is said goes to stdout; figures and CSV files into
+-o DIR.
+
+\b
+table     scores: scores=probe/*/top1,… chooses, format=md|csv|latex
+table1    magnitudes of heads and representations while a run trained (CLeVER, Table 1)
+table2    the paper's Table 2 with our numbers beside it: scale=mini|small|paper
+curves    losses, rates and the collapse watch over epochs, as a picture
+views     the views that a recipe makes of some pictures, with their parameters
+why       from a score back to the shards: equi-report why probe/linear/all/mean/top1 m.yaml
+verify    digests of all files that the documents name
+diff      where two documents differ
+"""
+
+
+def run(request: Request) -> None:
+    """Answer what the verb asks, on stdout."""
+    settings = dict(request.settings)
+    verb = settings.pop("verb", "table")
+    answer = names.pick(VERBS, verb, "report")
+    knobs = names.knobs(answer, settings, "report")
+    request.stdout.write(answer(request, **knobs))
+
+
+# --- Tables ----------------------------------------------------------------------------------
+
+
+def table(request: Request, *, scores: list[str] = [], format: Format = "md") -> str:  # noqa: B006
+    """The scores of the documents, several side by side or one in full."""
+    columns, rows = tables.score_table(_documents(request), scores)
+    return tables.render(columns, rows, format)
+
+
+def table1(
+    request: Request,
+    *,
+    epochs: list[float] = [],  # noqa: B006
+    metrics: str | None = None,
+    format: Format = "md",
+) -> str:
+    """log10 of heads (Σp²) and representations (mean |z|) by epoch, the paper's rows below."""
+    layer = _table(request, "table1")
+    rows: list[list[Any]] = []
+    for name, lines in _runs(request, metrics).items():
+        found = papers.magnitudes(lines)
+        if not found:
+            raise DataError(f"{name}: no watch step in its metrics; recipe.watch_every sets them")
+        chosen = papers.at_epochs(found, epochs or papers.usual_epochs(found))
+        status = papers.verdict(found)
+        rows += [[name, f"{row['epoch']:.4g}", *_heads(row), status] for row in chosen]
+    rows += [[row["run"], row["epoch"], *_heads(row), ""] for row in layer["rows"]]
+    text = tables.render(["run", "epoch", *papers.HEADS, "status"], rows, format)
+    return f"{layer['caption']}\n\n{text}" if format == "md" else text
+
+
+def _heads(row: dict[str, float]) -> list[str]:
+    return [f"{row[name]:.2f}" if name in row else "" for name in papers.HEADS]
+
+
+def table2(
+    request: Request, *, scale: str = "mini", count: bool = True, format: Format = "md"
+) -> str:
+    """The paper's Table 2, ours beside it; with -o DIR also as DIR/table2.csv.
+
+    count: measure parameters and operations of the paper's backbones.
+    """
+    layer = _table(request, "table2")
+    rows = papers.table2(
+        layer, request.documents, scale, _counter(request) if count else _uncounted
+    )
+    if request.out is not None:
+        whole = tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
+        request.choose_out(request.out)
+        manifest.write_atomic(request.out / "table2.csv", whole)
+    if format == "csv":
+        return tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
+    columns, shown = papers.show_table2(rows)
+    text = tables.render(columns, shown, format)
+    return f"{layer['caption']}\n\n{text}\n{_notes(rows, layer, scale)}" if format == "md" else text
+
+
+def _notes(rows: list[dict[str, Any]], layer: dict[str, Any], scale: str) -> str:
+    """What a reader has to know about the table before comparing."""
+    counted = any(row["ours_params"] is not None for row in rows)
+    done = sum(row["ours_top1"] is not None for row in rows)
+    return "\n".join([
+        f"- Ours: rows measured: {done}; scale {scale}: {layer['scales'][scale]}.",
+        "- ± is the spread over runs where a row has several, else over seeds of the probe.",
+        "- Numbers on other data, backbones or epochs than the paper's are not comparable with it,"
+        " and one seed says nothing about the order of methods.",
+        "- #Params and GFLOPs are "
+        + ("counted on the backbones that are named; * only the paper's number."
+           if counted else "the paper's (*)."),
+    ]) + "\n"  # fmt: skip
+
+
+def _counter(request: Request) -> papers.Count:
+    """Counts each backbone layer once; says so when it cannot."""
+    from functools import cache
+
+    @cache
+    def count(layer: str) -> tuple[float, float] | None:
+        from equitools import backbones, costs
+
+        described = manifest.layer(layer, ("backbone",))["recipe"]["backbone"]
+        try:
+            cost = costs.measure(backbones.create(described))
+        except EquiError as error:
+            request.say(f"{layer} is not counted: {error}")
+            return None
+        return cost.parameters, cost.flops
+
+    return count
+
+
+def _uncounted(layer: str) -> None:
+    return None
+
+
+def _table(request: Request, name: str) -> dict[str, Any]:
+    """The table that came with the stream, else the one that is built in."""
+    given = request.document.get("table")
+    return given if given else manifest.layer(name, ("table",))["table"]
+
+
+# --- Figures ---------------------------------------------------------------------------------
+
+
+def curves(request: Request, *, metrics: str | None = None) -> str:
+    """Draw DIR/curves.png from the metrics of the runs; prints where it is."""
+    from equitools import figures
+
+    runs = _runs(request, metrics)
+    where = request.choose_out(request.out or _home(request, metrics))
+    return f"{figures.curves(runs, where / 'curves.png')}\n"
+
+
+def _home(request: Request, metrics: str | None) -> Path:
+    """The folder of the first run's metrics."""
+    if metrics is not None:
+        return Path(metrics).parent
+    return Path(_documents(request)[0]["files"]["metrics"]["path"]).parent
+
+
+def views(
+    request: Request, *, images: int = 4, seed: int = 0, epoch: int = 0, split: str = "train"
+) -> str:
+    """Draw DIR/views.png: some pictures of the shards, and every view that the recipe makes."""
+    from equitools import figures, shards
+    from equitools.sheets import rows
+
+    document = manifest.join([*_documents(request), _layers(request)])
+    if not document.get("recipe", {}).get("views"):
+        raise UsageError("views needs a recipe: name layers, as in equi-report views dino caug")
+    index = shards.open_split(document, split)
+    sheet = rows(document["recipe"], index, count=images, seed=seed, epoch=epoch)
+    where = request.choose_out(request.out or Path.cwd())
+    return f"{figures.contact_sheet(sheet, where / 'views.png')}\n"
+
+
+def _layers(request: Request) -> dict[str, Any]:
+    """What the words say besides the report itself."""
+    return {key: item for key, item in request.document.items() if key not in ("report", "table")}
+
+
+# --- Answers ---------------------------------------------------------------------------------
+
+
+def why(request: Request, *, score: str) -> str:
+    """Where a score comes from: the record that wrote it, and its parents back to the shards."""
+    found = lineage.scored(_documents(request), score)
+    return "\n".join(lineage.why(document, score) for document in found)
+
+
+def verify(request: Request) -> str:
+    """Check the digest of every file; DataError after the table when one is missing or changed."""
+    rows, problems = [], []
+    for document in _documents(request):
+        for name, entry in (document.get("files") or {}).items():
+            try:
+                rows.append([name, _verified(entry, name), "ok"])
+            except (DataError, OSError) as error:
+                problems.append(str(error))
+                rows.append([name, entry.get("path"), "FAILED"])
+    text = tables.render(["file", "path", "digest"], rows)
+    if problems:
+        request.stdout.write(text)
+        raise DataError("; ".join(problems))
+    return text
+
+
+def _verified(entry: dict[str, Any], name: str) -> str:
+    """The path of a file whose digest is right; a split is a set of shards, even of one."""
+    if not name.startswith("shards."):
+        return str(manifest.verify(entry, name))
+    from equitools import shards
+
+    found, said = manifest.digest_files(shards.locate(entry, name)), entry.get("digest")
+    if said not in (None, found):
+        raise DataError(f"{name} has changed: it is {found}, its manifest says {said}")
+    return entry["path"]
+
+
+def diff(request: Request) -> str:
+    """Where two documents differ, key by key; seconds and ids of the history are left out."""
+    documents = _documents(request)
+    if len(documents) != 2:
+        raise UsageError(f"diff compares two documents and got {len(documents)}")
+    rows = lineage.differences(*documents)
+    return tables.render(["key", "first", "second"], rows) if rows else "no difference\n"
+
+
+VERBS: dict[str, Callable[..., str]] = {
+    "table": table, "table1": table1, "table2": table2, "curves": curves, "views": views,
+    "why": why, "verify": verify, "diff": diff,
+}  # fmt: skip
+
+
+# --- What came in ----------------------------------------------------------------------------
+
+
+def _documents(request: Request) -> list[dict[str, Any]]:
+    if not request.documents:
+        raise UsageError(
+            "no manifest was given; pipe documents in, or name manifest.yaml files or run folders"
+        )
+    return request.documents
+
+
+def _runs(request: Request, metrics: str | None) -> dict[str, list[dict[str, Any]]]:
+    """{name: lines of metrics.jsonl} of every document that knows its metrics, or of one file."""
+    if metrics is not None:
+        if not Path(metrics).is_file():
+            raise DataError(f"no file {metrics}")
+        return {metrics: read_lines(Path(metrics))}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for document in _documents(request):
+        entry = (document.get("files") or {}).get("metrics")
+        if entry is None:
+            raise DataError("a document has no files.metrics; equi-pretrain writes them")
+        words = tables.described(document)
+        name = " ".join(
+            word for word in (words["method"], words["backbone"], words["data"]) if word
+        )
+        label = name if name not in runs else f"{name} ({len(runs) + 1})"
+        runs[label] = read_lines(manifest.locate(entry, "metrics"))
+    return runs
+
+
+PROGRAM = Program(
+    name="report", section="report", reads=manifest.KINDS, folders=papers.FOLDERS, run=run,
+    help=HELP, required=False, folds=False, verbs=tuple(VERBS), menus={"reports": lambda: VERBS},
+)  # fmt: skip
+
+
+def spell_out(words: Sequence[str]) -> list[str]:
+    """Words as the frame reads them: a run folder ends with a slash, and `why KEY` is
+    `why score=KEY`, since the name of a score looks like a path and is none."""
+    found = [f"{w}/" if Path(w, "manifest.yaml").is_file() else w for w in words]
+    for i, word in enumerate(found[:-1]):
+        score = found[i + 1]
+        if word == "why" and not re.match(r"-|[\w.]+=", score) and not score.endswith(".yaml"):
+            found[i + 1] = f"score={score}"
+    return found
+
+
+def main() -> None:
+    """The console script."""
+    frame.command(PROGRAM)(args=spell_out(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Any source of images becomes WebDataset tars, byte-identical for identical input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equitools import files, frame, manifest, names
+from equitools.errors import DataError, UsageError
+from equitools.frame import Program, Request
+
+if TYPE_CHECKING:
+    from equitools.packing import Written
+    from equitools.sources import Source
+
+LAYERS = ("source",)
+PARTIAL = ".partial"  # unfinished shards lie here, below the output folder
+SHOWN = 10  # names of each kind of finding on stderr; report.tsv has them all
+
+
+def knobs(
+    *,
+    source: str | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    classes: str | int | list | None = None,
+    list: str | None = None,
+    fraction: float = 1.0,
+    holdout: float = 0.0,
+    seed: int = 0,
+    size: int | None = None,
+    train_samples: int | None = None,
+    val_samples: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    args: dict | None = None,
+    samples_per_shard: int = 3000,
+    megabytes_per_shard: int = 500,
+    verify: bool = True,
+    min_side: int = 8,
+    crop: int = 224,
+    workers: int | None = None,
+) -> None:
+    """The keys of `shard` and their defaults; `--help` says what they mean."""
+
+
+# What does not change a byte of the shards.
+NOT_IDENTITY = ("workers", "download")
+MADE = {
+    "digits": {"size": 32},
+    "scenes": {"size": 64, "train_samples": 1500, "val_samples": 400},
+}
+
+
+def settle(given: dict[str, Any]) -> dict[str, Any]:
+    """Every key with its value; paths absolute. Raises UsageError for what cannot be."""
+    from equitools import selection
+
+    settings = names.knobs(knobs, given, "shard")
+    source = settings["source"]
+    if not source:
+        raise UsageError(f"equi-shard needs a source: {selection.SOURCES}")
+    for key in ("samples_per_shard", "megabytes_per_shard"):
+        if settings[key] < 1:
+            raise UsageError(f"shard.{key}={settings[key]}; it must be at least 1")
+    defaults = MADE.get(source, {})
+    for key in ("size", "train_samples", "val_samples"):
+        if settings[key] is None:
+            settings[key] = defaults.get(key)
+        elif key not in defaults:
+            raise UsageError(f"shard.{key} is not for source={source}")
+        elif settings[key] < (key != "val_samples"):
+            raise UsageError(f"shard.{key}={settings[key]}; it must be at least 1")
+    if source not in MADE and ":" not in source:
+        settings["source"] = str(files.absolute(Path(source).expanduser()))
+    for key in ("list", "root"):
+        if settings[key] is not None:
+            settings[key] = str(files.absolute(Path(settings[key]).expanduser()))
+    if _is_path(settings["classes"]):
+        settings["classes"] = str(files.absolute(settings["classes"]))
+    return settings
+
+
+def _is_path(classes: Any) -> bool:
+    return isinstance(classes, str) and ("/" in classes or classes.endswith(".txt"))
+
+
+def run(request: Request) -> dict[str, Any] | None:
+    """List, select, check and pack a source; or describe tars that are there already."""
+    from equitools import foreign, selection
+
+    settings = settle(request.settings)
+    if foreign.is_shards(settings["source"]):
+        return adopt(request, settings)
+    source = selection.select(settings)
+    for note in source.notes:
+        request.say(note)
+    if request.plan:
+        request.print_plan(describe(source, settings))
+        return None
+    return pack(request, settings, source)
+
+
+def pack(request: Request, settings: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Write the shards, or answer with the manifest of those that are there."""
+    from equitools import packers, packing, shardset
+
+    matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
+    identity = manifest.identity(matters, source.digest())
+    out = request.choose_out(request.out or Path("shards") / default_name(settings, source))
+    frame.lock(out)
+    if (done := finished(request, out, identity)) is not None:
+        return done
+    refuse_tars(out)
+    jobs = packing.plan(source, out, **{key: settings[key] for key in (
+        "seed", "samples_per_shard", "megabytes_per_shard", "verify", "min_side", "crop"
+    )})  # fmt: skip
+    total = sum(len(samples) for samples in source.splits.values())
+    with frame.progress(total, "shard", "image") as bar:
+        written = packers.write_all(jobs, settings["workers"] or cores(), bar.advance)
+    report = None
+    if settings["verify"]:
+        shardset.find_duplicates(written)
+        report = shardset.report(written, source.ignored)
+        tell(request, written, out)
+    entries = shardset.finish(out, written, source.classes)
+    document = request.document | {"kind": "shards", "shard": settings | {"report": report}}
+    document["files"] = {**document.get("files", {}), **entries}
+    return request.record(document, identity)
+
+
+def default_name(settings: dict[str, Any], source: Source) -> str:
+    """The folder's name without -o: the source's, with what was taken of it."""
+    words = [source.name]
+    if isinstance(settings["classes"], str) and settings["classes"].isalnum():
+        words.append(settings["classes"])
+    if settings["fraction"] != 1:
+        words.append(f"{settings['fraction']:g}")
+    return "-".join(words)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | None:
+    """The manifest that is in `out` already, if it is of this very run and its shards are whole.
+
+    Raises DataError when it is of another run: nothing of the user's is overwritten.
+    """
+    from equitools import shardset
+
+    path = out / "manifest.yaml"
+    if not path.exists():
+        return None
+    document = manifest.load_file(path)[0]
+    if (document.get("history") or [{}])[-1].get("id") != identity:
+        raise DataError(
+            f"{out} holds other shards or settings; choose another -o, or remove it first"
+        )
+    if all(shardset.whole(entry) for entry in document["files"].values()):
+        request.say(f"{out} is finished already: this is its manifest")
+        return document
+    request.say(f"{out} is not as its manifest says; packing it again")
+    path.unlink()
+    (out / PARTIAL).mkdir(exist_ok=True)
+    return None
+
+
+def refuse_tars(out: Path) -> None:
+    """Raise DataError for tars in the folder that neither a manifest nor a broken run explains."""
+    if not (out / PARTIAL).exists() and any(out.glob("*.tar")):
+        raise DataError(f"{out} holds tar files that no manifest describes; choose another -o")
+
+
+def tell(request: Request, written: dict[str, list[Written]], out: Path) -> None:
+    """Name what verification found, a few of each kind."""
+    from equitools.packing import DROPPED, KINDS
+    from equitools.shardset import REPORT
+
+    found = [line for shards in written.values() for one in shards for line in one.found]
+    for kind in KINDS:
+        names_of = sorted(file for what, file, _ in found if what == kind)
+        if not names_of:
+            continue
+        fate = "dropped" if kind in DROPPED else "kept"
+        shown = names_of[: 0 if kind == "below_crop" else SHOWN]
+        more = f" … all in {out / REPORT}" if len(names_of) > len(shown) else ""
+        request.say(f"{len(names_of)} {kind} ({fate}): {', '.join(shown)}{more}")
+
+
+def describe(source: Source, settings: dict[str, Any]) -> str:
+    """What would be packed, for people."""
+    lines = [f"source   {settings['source']}"]
+    if source.classes is not None:
+        lines.append(f"classes  {len(source.classes)}")
+    for split, samples in source.splits.items():
+        size = sum(one.bytes for one in samples) / 1e6
+        megabytes = f", {size:.1f} MB" if size else ""
+        lines.append(f"{split:8} {len(samples)} images{megabytes}")
+    return "\n".join([*lines, f"listing  {source.digest()}"])
+
+
+def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A manifest for tars that others have made; val_split names those of the val split."""
+    from equitools import foreign
+
+    patterns = {"train": settings["source"]}
+    if settings["val_split"] is not None:
+        val = settings["val_split"]
+        patterns["val"] = val if ":" in val else str(files.absolute(val))
+    identity = manifest.identity(settings | {"workers": None}, foreign.listing(patterns))
+    if request.plan:
+        request.print_plan("\n".join(f"{split:8} {path}" for split, path in patterns.items()))
+        return None
+    if request.out is not None:
+        frame.lock(request.choose_out(request.out))
+        if (done := finished(request, request.out, identity)) is not None:
+            return done
+    entries = {}
+    with frame.progress(None, "shard", "image") as bar:
+        for split, pattern in patterns.items():
+            name = f"shards.{split}"
+            entries[name], bare = foreign.describe(pattern, name, settings["verify"], bar.advance)
+            if bare:
+                request.say(f"{bare} samples of {pattern} have no label")
+    document = request.document | {"kind": "shards", "shard": settings | {"report": None}}
+    document["files"] = {**document.get("files", {}), **entries}
+    return request.record(document, identity)
+
+
+program = Program(
+    name="shard",
+    section="shard",
+    reads=(),
+    folders=LAYERS,
+    run=run,
+    sources=True,
+    check=settle,
+    help="""Pack any source of images into WebDataset tars; print their manifest.
+
+    SOURCE is a folder (train/ and val/ below it make both splits; class folders make labels), one
+    of the layers digits and scenes, torchvision:NAME with root=DIR, or tars that are there already
+    (x/train-{000..146}.tar), which are described and not copied.
+
+    \b
+    train_split, val_split  the folders or the set's own splits to take ("." is the folder itself)
+    classes                 in100, a file with one name a line, or names with commas
+    list                    a file of file names to take of train (the lists of SimCLR)
+    fraction, holdout       seeded shares of every class: kept of train; moved from train to val
+    seed                    of the order, the shares and the scenes
+    size, train_samples, val_samples   of digits (size) and scenes
+    root, download, args    of torchvision: its folder, fetch it, its constructor's arguments
+    samples_per_shard, megabytes_per_shard   upper bounds (3000, 500)
+    verify                  decode every image once and report (true)
+    min_side, crop          drop below min_side px (8); count below crop px (224)
+    workers                 processes (all cores)
+
+    Samples are shuffled once, by seed, so that a streaming reader sees mixed classes. Files keep
+    their own bytes. Corrupt, truncated and tiny images are dropped; gray, CMYK, EXIF-rotated (the
+    orientation is ignored), duplicate and small ones are kept; all are named and counted.
+
+    \b
+    Examples: equi-shard /data/imagenet in100 -o shards/in100 > in100.yaml
+              equi-shard digits -o sh | equi-pretrain dino clever vit-mini -o run
+    """,
+)
+main = frame.command(program)
+
+if __name__ == "__main__":
+    main()

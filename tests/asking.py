@@ -1,0 +1,49 @@
+"""Stages asked in this process: words in, document out, errors as exceptions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from equitools import manifest, words
+from equitools.frame import Request
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def ask(program, *given, out=None):
+    """What a stage answers to these words; its folder gets a manifest.yaml, as the frame does."""
+    found = words.parse([str(word) for word in given], program)
+    if program.check is not None:
+        program.check(words.section(found, program))
+    document, documents = words.gather(found, program, False)
+    out = None if out is None else Path(out)
+    request = Request(program, document, documents, out, False, ["test"], None)
+    document = program.run(request)
+    inside = manifest.dump(manifest.rebase(document, request.out))
+    manifest.write_atomic(request.out / "manifest.yaml", inside)
+    return document
+
+
+def write(document, path):
+    """A document as a file; returns its path."""
+    manifest.write_atomic(path, manifest.dump(document))
+    return path
+
+
+def make_chain(folder):
+    """Tiny shards and an untrained vit_mini with a split, as equi-pretrain would describe it;
+    returns the manifest's path."""
+    import torch
+
+    from equitools import backbones, checkpoint
+
+    words = ["scenes", "train_samples=60", "val_samples=30", "size=32", "-o", folder / "shards"]
+    subprocess.run([BIN / "equi-shard", *words], check=True, capture_output=True, env=ENVIRONMENT)
+    document = manifest.load_file(folder / "shards" / "manifest.yaml")[0]
+    torch.manual_seed(0)
+    encoder = backbones.create({"name": "vit_mini", "split": 0.8})
+    document |= {"kind": "checkpoint", "recipe": {"backbone": encoder.settings}}
+    document["files"]["encoder"] = checkpoint.save_encoder(folder / "run", encoder)
+    return write(document, folder / "checkpoint.yaml")

@@ -1,0 +1,112 @@
+"""A checkpoint gives back exactly what was put in, says what does not fit, and is read by timm."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from equitools import backbones, checkpoint
+from equitools.errors import DataError
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return backbones.create({"name": "vit_mini", "split": 0.8})
+
+
+def test_a_saved_encoder_comes_back_with_its_split(tmp_path, encoder):
+    entry = checkpoint.save_encoder(tmp_path, encoder)
+    again = checkpoint.load_encoder(tmp_path).eval()
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(again(image).pooled, encoder.eval()(image).pooled)
+    assert again.split == encoder.split == 76
+    assert entry["path"] == str(tmp_path / "model.safetensors")
+
+
+def test_timm_alone_reads_what_we_save(tmp_path, encoder):
+    checkpoint.save_encoder(tmp_path, encoder)
+    plain = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0).eval()
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain(image), encoder.eval()(image).pooled)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path, encoder):
+    one = checkpoint.save_encoder(tmp_path / "a", encoder)
+    two = checkpoint.save_encoder(tmp_path / "b", encoder)
+    assert one["digest"] == two["digest"]
+    with safe_open(tmp_path / "a/model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_missing_tensor_is_named(tmp_path, encoder):
+    checkpoint.save_encoder(tmp_path, encoder)
+    tensors = checkpoint.load_tensors(tmp_path / "model.safetensors")
+    del tensors["blocks.0.attn.qkv.weight"]
+    checkpoint.save_tensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(DataError, match=r"blocks\.0\.attn\.qkv\.weight"):
+        checkpoint.load_encoder(tmp_path)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path, encoder):
+    checkpoint.save_encoder(tmp_path, encoder)
+    other = backbones.create({"name": "resnet_mini"})
+    (tmp_path / "config.json").write_text(json.dumps(other.config()))
+    with pytest.raises(DataError, match="missing"):
+        checkpoint.load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200])
+def test_a_truncated_file_is_refused_by_name(tmp_path, encoder, keep):
+    checkpoint.save_encoder(tmp_path, encoder)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        checkpoint.load_encoder(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save_tensors(path, {"a": torch.ones(2)})
+    before = path.read_bytes()
+    (tmp_path / "gone").mkdir()
+    with pytest.raises(OSError, match="gone"):
+        checkpoint.save_tensors(tmp_path / "gone" / "no" / "x.safetensors", {"a": torch.ones(2)})
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gone", "x.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_goes_on_as_if_it_had_never_stopped(kind):
+    def step(model, optimizer, seed):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        knobs = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        return model, kind(model.parameters(), lr=0.1, **knobs)
+
+    model, optimizer = fresh()
+    for seed in range(3):
+        step(model, optimizer, seed)
+    cursor, states = checkpoint.unpack(
+        checkpoint.pack(
+            {"step": 3},
+            learner=model.state_dict(),
+            optimizer=checkpoint.optimizer_tensors(optimizer),
+        )
+    )
+    again, restored = fresh()
+    again.load_state_dict(states["learner"])
+    checkpoint.load_optimizer(restored, states["optimizer"])
+    step(model, optimizer, 9)
+    step(again, restored, 9)
+    assert cursor == {"step": 3}
+    assert torch.equal(model.weight, again.weight)

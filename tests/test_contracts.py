@@ -1,0 +1,289 @@
+"""What every objective and every equivariance term keeps to, whatever it computes.
+
+The tests run over the namespaces of the two packages: a new file is tested once it is listed.
+"""
+
+import itertools
+import math
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from toys import BATCH, DIM, SPLIT, few, reorder, small, small_term, toy_step
+
+from equitools import equivariance, learner, manifest, names, objectives, optim, parallel, recipe
+from equitools.errors import UsageError
+
+OBJECTIVES = [name for name, _ in names.menu(objectives)]
+TERMS = [name for name, _ in names.menu(equivariance)]
+PAIRS = [
+    (term, objective)
+    for term, objective in itertools.product(TERMS, OBJECTIVES)
+    if getattr(equivariance, term).needs == getattr(objectives, objective).pairs
+]
+REFUSED = [pair for pair in itertools.product(TERMS, OBJECTIVES) if pair not in PAIRS]
+FOLDERS = ("objective", "equivariance", "backbone", "schedule")
+
+
+def assembled(term, objective):
+    """Every trained module of a pair (or of an objective alone), and a step for it."""
+    base = small(objective)
+    modules = [base] if term is None else [base, small_term(term, base)]
+    return modules, toy_step(base, local=2 if base.target else 0, slow=base.target)
+
+
+def total(modules, step):
+    """The loss that a run would add up."""
+    return sum(value for module in modules for value in module(step).values())
+
+
+EVERY = [(None, name) for name in OBJECTIVES] + PAIRS
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_say_what_they_need_and_export(name):
+    chosen = getattr(objectives, name)
+    assert chosen.exports in ("slow", "online")
+    assert chosen.pairs in ("distribution", "projector")
+    assert isinstance(chosen.target, bool)
+    assert isinstance(chosen.split, bool)
+    assert chosen.target or chosen.exports == "online"
+    assert (small(name).momentum(0.5) is None) == (not chosen.target)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_say_what_they_need(name):
+    chosen = getattr(equivariance, name)
+    for attribute, kind in (("target", bool), ("split", bool), ("actions", tuple)):
+        assert isinstance(getattr(chosen, attribute), kind)
+    assert isinstance(chosen.layers, tuple)
+
+
+@pytest.mark.parametrize("package", [objectives, equivariance])
+def test_every_name_comes_with_a_line_and_knobs_with_defaults(package):
+    for name, line in names.menu(package):
+        assert line.endswith(".")
+        filled = names.knobs(getattr(package, name), {}, name)
+        assert names.knobs(getattr(package, name), filled, name) == filled
+
+
+def test_every_term_goes_with_some_objective():
+    assert {term for term, _ in PAIRS} == set(TERMS)
+
+
+@pytest.mark.parametrize(("term", "objective"), REFUSED)
+def test_other_pairs_are_refused_with_a_reason(term, objective):
+    with pytest.raises(UsageError, match="does not go with"):
+        small_term(term, small(objective))
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_the_loss_is_a_finite_scalar_with_named_parts(term, objective):
+    modules, step = assembled(term, objective)
+    for module in modules:
+        found = module(step)
+        assert found
+        for name, value in found.items():
+            assert name.split("/")[0] in (term, objective)
+            assert value.shape == ()
+            assert torch.isfinite(value)
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_the_order_of_the_batch_does_not_matter(term, objective):
+    modules, step = assembled(term, objective)
+    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one, other = total(modules, step), total(modules, reorder(step, order))
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_slow_features_and_slow_copies_get_no_gradient(term, objective):
+    modules, step = assembled(term, objective)
+    for record in step.target or []:
+        record.pooled.requires_grad_()
+    total(modules, step).backward()
+    assert all(record.pooled.grad is None for record in step.target or [])
+    for module in modules:
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        assert all(p.grad is None for p in frozen)
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_every_trained_tensor_and_every_view_get_a_gradient(term, objective):
+    modules, step = assembled(term, objective)
+    total(modules, step).backward()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+    for module in modules:
+        trained = [p for head in module.heads() for p in head.parameters() if p.requires_grad]
+        assert sum(p.grad.abs().sum() for p in trained) > 0
+    columns = slice(0, SPLIT) if term is None else slice(SPLIT, DIM)
+    for record in step.online:
+        assert record.pooled.grad[:, columns].abs().sum() > 0
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_a_term_resumes_from_its_state(term, objective):
+    modules, step = assembled(term, objective)
+    again, _ = assembled(term, objective)
+    total(modules, step)
+    for module in modules:
+        getattr(module, "after", lambda step: None)(step)
+    for module, copy in zip(modules, again, strict=True):
+        copy.load_state_dict(module.state_dict())
+    again_step = reorder(step, torch.arange(BATCH))
+    step.objective, again_step.objective = modules[0], again[0]
+    torch.testing.assert_close(total(modules, step), total(again, again_step), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("term", "objective"), EVERY)
+def test_diagnostics_are_finite_numbers_and_change_nothing(term, objective):
+    modules, step = assembled(term, objective)
+    for module in modules:
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        found = module.diagnostics(step)
+        assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+        after = module.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def of_rank(step, rank, world):
+    """The share of a step's batch that one of several processes sees."""
+    each = BATCH // world
+    half = reorder(step, torch.arange(rank * each, (rank + 1) * each))
+    for record in half.online:
+        record.pooled.requires_grad_()
+    return half
+
+
+def gradients(modules):
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return torch.cat([p.grad.flatten() for p in trained])
+
+
+def buffers(modules):
+    """What `after` has moved: centers and slow heads."""
+    found = [b.flatten() for m in modules for n, b in m.named_buffers() if "center" in n]
+    frozen = [p.flatten() for m in modules for p in m.parameters() if not p.requires_grad]
+    return torch.cat([*found, *frozen, torch.zeros(1)])
+
+
+def work(rank, port, folder):
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    parallel.start("cpu")
+    found = {}
+    for term, objective in EVERY:
+        torch.manual_seed(0)
+        modules, step = assembled(term, objective)
+        half = of_rank(step, rank, 2)
+        total(modules, half).backward()
+        for module in modules:
+            getattr(module, "after", lambda step: None)(half)
+        found[term, objective] = (
+            parallel.mean_across(gradients(modules)),
+            buffers(modules).detach(),
+        )
+    parallel.stop()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
+    """Gradients are not zero; without batch norm they are those of the whole batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for term, objective in EVERY:
+        (slope, moved), (other_slope, other_moved) = (ranks[r][term, objective] for r in (0, 1))
+        assert (slope == other_slope).all()
+        assert (moved == other_moved).all()
+        assert slope.abs().sum() > 0
+        torch.manual_seed(0)
+        modules, step = assembled(term, objective)
+        if any(isinstance(m, torch.nn.BatchNorm1d) for one in modules for m in one.modules()):
+            continue
+        total(modules, step).backward()
+        for module in modules:
+            getattr(module, "after", lambda step: None)(step)
+        whole = gradients(modules)
+        assert (slope - whole).norm() < 1e-4 * whole.norm()
+        torch.testing.assert_close(moved, buffers(modules).detach())
+
+
+def layer(name):
+    return manifest.layer(name, FOLDERS)["recipe"]
+
+
+def fold(*layers):
+    whole: dict = {}
+    for name in layers:
+        whole = manifest.fold(whole, layer(name))
+    return recipe.apply_defaults(whole)
+
+
+@pytest.mark.parametrize("name", list(manifest.layers(FOLDERS)))
+def test_every_layer_says_only_what_signatures_know(name):
+    given = layer(name)
+    for section, schema in (
+        ("optimizer", optim.optimizer_settings),
+        ("schedule", recipe.schedule_settings),
+    ):
+        names.knobs(schema, given.get(section, {}), section)
+    objective = dict(given.get("objective", {}))
+    if objective:
+        names.knobs(names.pick(objectives, objective.pop("name")), objective, "objective")
+    for term, knobs in given.get("equivariance", {}).items():
+        knobs = {key: value for key, value in knobs.items() if key != "weight"}
+        names.knobs(names.pick(equivariance, term), knobs, term)
+    for package in (objectives, equivariance):
+        for term in set(given.get("defaults", {})) & set(dict(names.menu(package))):
+            names.knobs(getattr(package, term), given["defaults"][term], term)
+
+
+@pytest.mark.parametrize("mini", ["vit-mini", "resnet-mini"])
+@pytest.mark.parametrize(("base", "term"), [("dino", "clever"), ("simsiam", "ddcl")])
+def test_a_mini_recipe_does_not_depend_on_the_order_of_its_layers(mini, base, term):
+    orders = [fold(*words) for words in itertools.permutations([base, term, mini])]
+    assert all(one == orders[0] for one in orders)
+    assert orders[0]["batch_size"] == 64
+    assert orders[0]["epochs"] == 20
+    assert orders[0]["schedule"]["prelude"] == 0
+    assert orders[0]["backbone"]["split"] == 0.8
+    assert few(getattr(objectives, base)).keys() & orders[0]["objective"].keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("dino", "clever", "vit-mini"), ("dino", "resnet-mini"), ("simsiam", "ddcl", "resnet-mini")],
+)
+def test_mini_recipes_build(words):
+    whole = learner.resolve(fold(*words))
+    assert learner.resolve(whole) == whole
+    built = learner.build(whole)
+    assert {name for name, _ in built.terms.named_children()} == set(words) & set(TERMS)
+
+
+def test_paper_recipes_are_the_papers():
+    clever, ddcl = fold("dino", "clever", "vit-small", "e500"), fold("simsiam", "ddcl", "resnet50")
+    assert clever["optimizer"]["name"] == "adamw"
+    assert clever["optimizer"]["lr"] == 5e-4
+    assert clever["batch_size"] == 512
+    assert clever["epochs"] == 500
+    assert clever["backbone"]["rounding"] == "floor"
+    assert ddcl["optimizer"]["lr"] == 0.05
+    assert ddcl["optimizer"]["decay_bias"] is True
+    assert ddcl["schedule"] == {"warmup_epochs": 0, "freeze_last_layer": 0, "prelude": 30}
+    assert ddcl["backbone"]["rounding"] == "round"
+    assert ddcl["objective"]["freeze_bias"] is False
+    for name, term in (("clever-no-preg", "clever"), ("ddcl-no-preg", "ddcl")):
+        assert layer(name)["equivariance"][term]["regularization"] == 0

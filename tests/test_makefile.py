@@ -1,0 +1,210 @@
+"""The Makefile's chain, with stages that only note how they were called."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from equitools import manifest, papers
+
+ROOT = Path(__file__).parent.parent
+TABLE = manifest.layer("table2", ("table",))["table"]
+
+# Notes its name and words, then says what came in, in a document of its own.
+STAGE = """#!/bin/bash
+name=$(basename "$0")
+echo "$name $*" >> "$CALLS"
+if [ "$name" = equi-pretrain ] && [ -s "$TROUBLE" ]; then
+    trouble=$(head -1 "$TROUBLE"); sed -i 1d "$TROUBLE"
+    echo "--- half a manifest"
+    [ "$trouble" = kill ] && kill -9 $$
+    exit "$trouble"
+fi
+[ "$name" = equi-shard ] || cat > /dev/null
+echo "--- $name"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with the Makefile, the layers and noting stages in bin/."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+    (tmp_path / "pyproject.toml").touch()
+    stages = tmp_path / "bin"
+    stages.mkdir()
+    for name in ("shard", "pretrain", "probe", "perturb", "report"):
+        (stages / f"equi-{name}").write_text(STAGE)
+        (stages / f"equi-{name}").chmod(0o755)
+    return tmp_path
+
+
+def make(
+    project: Path, *words: str, code: int = 0, own: bool = False
+) -> subprocess.CompletedProcess:
+    """Run make there, with the noting stages unless `own`; its exit code is checked."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    noted = {"CALLS": str(project / "calls"), "TROUBLE": str(project / "trouble")}
+    stages = [] if own else [f"BIN={project / 'bin'}"]
+    done = subprocess.run(
+        ["make", *stages, *words], cwd=project, env=inherited | noted, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    return done
+
+
+def calls(project: Path, stage: str) -> list[str]:
+    """How a stage was called since the last time anyone asked."""
+    log = project / "calls"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [line for line in lines if line.startswith(f"equi-{stage} ")]
+
+
+def cells(scale: str) -> list[str]:
+    """The cells of Table 2 at a scale, as the table says them."""
+    found = [(row.get("cells") or {}).get(scale) for row in TABLE["rows"]]
+    return [cell for cell in found if cell]
+
+
+def test_a_dry_run_prints_the_chain_as_shell(project: Path) -> None:
+    out = make(project, "-n", "runs/digits/mini/dino+clever.vit-mini.caug/linear.yaml").stdout
+    order = [out.index(f"equi-{stage}") for stage in ("shard", "pretrain", "probe")]
+    assert order == sorted(order)
+    layers = ["objective/dino", "equivariance/clever", "backbone/vit-mini", "views/caug"]
+    assert " ".join(f"manifests/{layer}.yaml" for layer in layers) in out
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("scale", ["mini", "small", "paper"])
+def test_the_table_s_own_rows_are_the_chain(project: Path, scale: str) -> None:
+    out = make(project, "-n", "reproduce-table2", f"SCALE={scale}", "DATA=/d/imagenet").stdout
+    for cell in cells(scale):
+        assert f"runs/d-imagenet/{scale}/{cell}/linear.yaml{{~,}}" in out
+    trained = [cell for cell in cells(scale) if not cell.startswith(("random", "pixels"))]
+    assert out.count("equi-pretrain") == len(trained)
+    assert ("classes=in100" in out) == (scale == "paper")
+
+
+def test_the_paper_scale_chain_has_every_row_that_is_neither_quoted_nor_missing() -> None:
+    rows = [row for row in TABLE["rows"] if "top1" in row]
+    assert len(rows) == 34
+    for row in rows:
+        assert ("paper" in row.get("cells", {})) != bool(row.get("quoted") or row.get("missing"))
+    assert {row["backbone"] for row in rows if row.get("missing")} == {"VMamba-Tiny"}
+
+
+def test_a_whole_table_runs_side_by_side_and_once(project: Path) -> None:
+    out = make(project, "-j4", "reproduce-table2").stdout
+    assert out.rstrip().endswith("--- equi-report")
+    assert len(calls(project, "shard")) == 1
+    assert all((project / "runs/digits/mini" / c / "linear.yaml").exists() for c in cells("mini"))
+    make(project, "reproduce-table2")
+    assert not (project / "calls").exists(), "nothing is done twice"
+
+
+def test_an_edited_layer_rebuilds_just_its_cells(project: Path) -> None:
+    make(project, "-j4", "reproduce-table2")
+    calls(project, "any")
+    later = time.time() + 10
+    os.utime(project / "manifests/equivariance/clever.yaml", (later, later))
+    make(project, "reproduce-table2")
+    again = calls(project, "pretrain")
+    expected = [cell for cell in cells("mini") if cell.startswith("dino+clever.")]
+    assert len(again) == len(expected)
+    assert all(any(f"/{cell}/pretrain" in call for call in again) for cell in expected)
+
+
+@pytest.mark.parametrize("trouble", ["kill", "3"])
+def test_a_stage_that_dies_leaves_no_target(project: Path, trouble: str) -> None:
+    target = "runs/digits/mini/dino.vit-mini.caug/pretrain.yaml"
+    (project / "trouble").write_text(f"{trouble}\n")
+    make(project, target, code=2)
+    assert not (project / target).exists()
+    make(project, target)
+    assert (project / target).read_text() == "--- equi-pretrain\n"
+
+
+def test_a_run_that_saved_and_left_goes_on(project: Path) -> None:
+    target = "runs/digits/mini/dino.vit-mini.caug/pretrain.yaml"
+    (project / "trouble").write_text("75\n75\n")
+    make(project, target)
+    assert len(calls(project, "pretrain")) == 3
+    assert (project / target).read_text() == "--- equi-pretrain\n"
+
+
+def test_a_misspelt_layer_stops_with_its_name(project: Path) -> None:
+    error = make(project, "runs/digits/mini/dino+clevr.vit-mini.caug/linear.yaml", code=2).stderr
+    assert "no layer named 'clevr'" in error
+    assert not (project / "calls").exists()
+
+
+def test_a_plus_sign_in_a_layer_s_name_is_not_two_layers(project: Path) -> None:
+    out = make(project, "-n", "runs/digits/mini/dino+clever.vit-mini.caug+/pretrain.yaml").stdout
+    assert "manifests/views/caug+.yaml" in out
+    assert papers.cell_layers("dino+clever.vit-mini.caug+") == [
+        "dino", "clever", "vit-mini", "caug+",
+    ]  # fmt: skip
+
+
+def test_a_stage_can_be_moved_without_touching_a_rule(project: Path) -> None:
+    target = "runs/digits/mini/dino.vit-mini.caug/linear.yaml"
+    make(project, target, "ON_probe=env MOVED=1", "KEYS_probe=limit=5", "SEED=0")
+    assert "limit=5" in calls(project, "probe")[0]
+    out = make(project, "-n", "-B", target, "ON_probe=ssh gpu01").stdout
+    assert f'| ssh gpu01 "{project}/bin/equi-probe"' in out
+    assert f'-o "{project}/runs/digits' in out, "paths that hold on another machine"
+
+
+def test_seeds_and_data_sets_have_folders_of_their_own(project: Path) -> None:
+    one = make(project, "-n", "reproduce-table2", "DATA=/a/photos", "SEED=3").stdout
+    assert "seed=3" in one
+    assert "runs/a-photos/mini-seed3/" in one
+    two = make(project, "-n", "reproduce-table2", "DATA=/b/photos").stdout
+    assert "runs/b-photos/mini/" in two
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["SCALE=huge"], "SCALE is 'huge'; it is mini, small or paper"),
+        (["DATA=my photos"], "make knows no names with spaces"),
+        (["SCALE=paper"], "SCALE=paper needs DATA="),
+    ],
+)
+def test_what_cannot_be_made_says_why(project: Path, words: list[str], said: str) -> None:
+    assert said in make(project, "-n", "reproduce-table2", *words, code=2).stderr
+
+
+def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path) -> None:
+    python = project / "python"
+    python.write_text(
+        "#!/bin/bash\n"
+        'echo "equi-install $*" >> "$CALLS"\n'
+        '[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp bin/* "$3/bin"\n'
+        '[ "$2" != pip ] || [ ! -e broken ]\n'
+    )
+    python.chmod(0o755)
+    target = "runs/digits/shards.yaml"
+    (project / "broken").touch()
+    make(project, target, f"PYTHON={python}", own=True, code=2)
+    assert not (project / target).exists()
+    (project / "broken").unlink()
+    make(project, target, f"PYTHON={python}", own=True)
+    assert (project / target).exists()
+    calls(project, "any")
+    (project / target).unlink()
+    make(project, target, f"PYTHON={python}", own=True)
+    assert not calls(project, "install"), "installed already"
+
+
+def test_help_names_every_target(project: Path) -> None:
+    out = make(project).stdout
+    for target in ("reproduce-table2", "table2-so-far", "test", "lint", "bench", "clean"):
+        assert f"make {target}" in out

@@ -1,0 +1,208 @@
+"""DINO and SimSiam compute what their papers define."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from toys import small, toy_step
+
+from equitools import ema, parts
+from equitools.errors import UsageError
+from equitools.objectives import dino, simsiam
+
+
+def naive_dino(objective, step):
+    """Eighteen terms for 2+8 views, the long way."""
+    student, teacher = objective.temperatures(step)
+    targets = [
+        F.softmax((objective.slow_head(f.invariant) - objective.center.value) / teacher, dim=-1)
+        for f in step.target
+    ]
+    terms = []
+    for i, target in enumerate(targets):
+        for v, features in enumerate(step.online):
+            if v != i:
+                logits = objective.head(features.invariant) / student
+                terms.append(-(target * F.log_softmax(logits, dim=-1)).sum(-1).mean())
+    return torch.stack(terms)
+
+
+def test_dino_is_the_mean_of_eighteen_cross_entropies():
+    objective = small("dino")
+    step = toy_step(objective, local=8)
+    objective.center.value.normal_(std=0.1)
+    terms = naive_dino(objective, step)
+    assert len(terms) == 18
+    torch.testing.assert_close(objective(step)["dino"], terms.mean())
+
+
+def test_dino_has_the_gradient_of_the_naive_loop():
+    objective = small("dino")
+    step = toy_step(objective)
+    leaves = [*objective.head.parameters(), *[f.pooled for f in step.online]]
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    ours = torch.autograd.grad(objective(step)["dino"], leaves)
+    theirs = torch.autograd.grad(naive_dino(objective, step).mean(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm() + 1e-7
+
+
+def test_the_pairs_are_sixteen_crossed_with_locals_and_two_among_globals():
+    step = toy_step(local=8)
+    ones = [torch.ones(1), torch.ones(1)]
+    counts = {v: count for v, _, count in parts.cross_views(step, ones)}
+    assert sum(counts[v] for v in range(2, 10)) == 16
+    assert counts[0] + counts[1] == 2
+
+
+def test_a_pair_never_joins_a_view_with_itself():
+    step = toy_step(local=1)
+    sums = {
+        v: float(s) for v, s, _ in parts.cross_views(step, [torch.tensor(1.0), torch.tensor(2.0)])
+    }
+    assert sums == {0: 2.0, 1: 1.0, 2: 3.0}
+
+
+def test_initial_cross_entropy_lies_where_the_published_heads_put_it():
+    """K = 65536: between 10.3 (equal inputs) and 11.4 (unrelated ones); ln K = 11.09."""
+    torch.manual_seed(0)
+    objective = dino(SPLIT := 16)
+    with torch.no_grad():
+        assert 10.3 < float(objective(toy_step(objective, local=1, batch=4))["dino"]) < 11.4
+        same = toy_step(objective, local=1, batch=4, split=SPLIT)
+        for record in [*same.online, *same.target]:
+            record.pooled = same.online[0].pooled
+        assert 10.2 < float(objective(same)["dino"]) < 10.6
+
+
+def test_the_center_is_a_running_mean_of_slow_logits():
+    objective = small("dino")
+    step = toy_step(objective)
+    logits = torch.cat([objective.slow_head(f.invariant) for f in step.target])
+    objective(step)
+    assert not objective.center.value.any(), "the loss sees the center of the step before"
+    objective.after(step)
+    torch.testing.assert_close(objective.center.value, 0.1 * logits.mean(0))
+
+
+def test_accumulated_passes_move_the_center_like_one_batch():
+    whole, halves = parts.Center(5, 0.9), parts.Center(5, 0.9)
+    logits = torch.randn(8, 5)
+    whole.observe([logits])
+    for half in logits.split(4):
+        halves.observe([half])
+    whole.move()
+    halves.move()
+    torch.testing.assert_close(whole.value, halves.value)
+
+
+def test_evaluation_leaves_the_center_alone():
+    objective = small("dino").eval()
+    step = toy_step(objective)
+    objective(step)
+    objective.diagnostics(step)
+    objective.center.move()
+    assert not objective.center.value.any()
+
+
+def test_momentum_rises_to_one_along_half_a_cosine():
+    objective = small("dino")
+    assert objective.momentum(0.0) == pytest.approx(0.996)
+    assert objective.momentum(0.5) == pytest.approx(0.998)
+    assert objective.momentum(1.0) == 1.0
+
+
+def test_the_slow_head_follows_the_trained_one():
+    objective = small("dino")
+    start = [p.clone() for p in objective.slow_head.parameters()]
+    with torch.no_grad():
+        for parameter in objective.head.parameters():
+            parameter.add_(1.0)
+    step = toy_step(objective, done=0.0)
+    objective.after(step)
+    for slow, before in zip(objective.slow_head.parameters(), start, strict=True):
+        torch.testing.assert_close(slow, before + 0.004)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(10, 0.055), ("50%", 0.055), (0, 0.07), (5, 0.07)]
+)
+def test_teacher_temperature_warms_up_within_a_duration(epochs, expected):
+    objective = dino(
+        4, out_dim=8, teacher_temp=0.07, warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=epochs
+    )
+    assert objective.temperatures(toy_step(done=0.25, epoch=5.0))[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["soon", "x%", "10"])
+def test_a_duration_in_other_words_is_refused(text):
+    with pytest.raises(UsageError, match="no duration"):
+        parts.elapsed(text, toy_step())
+
+
+def test_uniform_assignments_have_entropy_ln_k():
+    objective = small("dino")
+    step = toy_step(objective)
+    for record in [*step.target]:
+        record.pooled = torch.ones_like(record.pooled)
+    objective.center.value.copy_(objective.slow_head(step.target[0].invariant)[0])
+    found = objective.diagnostics(step)
+    assert found["teacher_entropy"] == pytest.approx(math.log(48))
+    assert found["uniform_entropy"] == pytest.approx(math.log(48))
+
+
+def test_simsiam_is_the_symmetric_negative_cosine():
+    objective = small("simsiam")
+    step = toy_step(objective, local=0, slow=False)
+    z1, z2 = (objective.projector(f.invariant) for f in step.online)
+    p1, p2 = objective.predictor(z1), objective.predictor(z2)
+    expected = -0.5 * (F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean())
+    torch.testing.assert_close(objective(step)["simsiam"], expected)
+
+
+def test_simsiam_stops_the_gradient_on_the_projected_side():
+    p = [torch.randn(4, 8, requires_grad=True) for _ in range(2)]
+    z = [torch.randn(4, 8, requires_grad=True) for _ in range(2)]
+    parts.predicted_cosine(p, z).mean().backward()
+    assert all(one.grad is not None for one in p)
+    assert all(one.grad is None for one in z)
+
+
+def test_simsiam_needs_two_views():
+    objective = small("simsiam")
+    step = toy_step(objective, local=0, slow=False)
+    step.online = step.online[:1]
+    with pytest.raises(UsageError, match=r"views\.global\.count"):
+        objective(step)
+
+
+def test_the_predictor_keeps_a_constant_rate_unless_told_otherwise():
+    objective = small("simsiam")
+    assert {id(p) for p in objective.constant_rate()} == {
+        id(p) for p in objective.predictor.parameters()
+    }
+    assert simsiam(16, dim=24, hidden=8, fix_pred_lr=False).constant_rate() == []
+
+
+def test_a_slow_copy_takes_no_gradient_drops_no_path_and_loads_the_same_state():
+    from equitools import backbones
+
+    online = backbones.create({"name": "vit_mini", "drop_path": 0.5}).train()
+    slow = ema.slow_copy(online)
+    assert not any(p.requires_grad for p in slow.parameters())
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(slow(x).pooled, slow(x).pooled, rtol=0, atol=0)
+    assert not torch.equal(online(x).pooled, online(x).pooled)
+    slow.load_state_dict(online.state_dict())
+
+
+def test_the_slow_copy_averages_parameters_and_not_buffers():
+    online = torch.nn.BatchNorm1d(3)
+    slow = ema.slow_copy(online)
+    with torch.no_grad():
+        online.weight.fill_(3.0)
+        online.get_buffer("running_mean").fill_(7.0)
+    ema.update(slow, online, 0.75)
+    assert torch.equal(slow.weight, torch.full((3,), 1.5))
+    assert not slow.get_buffer("running_mean").any()

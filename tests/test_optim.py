@@ -1,0 +1,74 @@
+"""Schedules have the values that their equations say; clipping and groups do what they name."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from equitools import optim
+from equitools.errors import UsageError
+
+
+def test_the_rate_warms_up_linearly_and_ends_at_its_minimum():
+    assert optim.warmup_cosine(1.0, 0.1, 0.0, 0.2) == 0
+    assert optim.warmup_cosine(1.0, 0.1, 0.1, 0.2) == pytest.approx(0.5)
+    assert optim.warmup_cosine(1.0, 0.1, 0.2, 0.2) == pytest.approx(1.0)
+    assert optim.warmup_cosine(1.0, 0.1, 0.6, 0.2) == pytest.approx(0.55)  # half way down
+    assert optim.warmup_cosine(1.0, 0.1, 1.0, 0.2) == pytest.approx(0.1)
+
+
+def test_without_a_warm_up_the_rate_starts_at_its_base():
+    assert optim.warmup_cosine(0.3, 0.0, 0.0, 0.0) == pytest.approx(0.3)
+
+
+def test_biases_and_norms_are_not_decayed_and_constant_rates_stay():
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    fixed = list(model[2].parameters())
+    groups = optim.parameter_groups(model.named_parameters(), decay_bias=False, constant_rate=fixed)
+    settings = optim.optimizer_settings(name="sgd", lr=0.1, weight_decay=0.5, min_lr=0.0)
+    optimizer = optim.create(settings, groups)
+    optim.set_rates(optimizer, settings, batch_size=512, done=1.0, warmup=0.0)
+    seen = {
+        id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert seen[id(model[0].weight)] == (0.0, 0.5)
+    assert seen[id(model[0].bias)] == (0.0, 0.0)
+    assert seen[id(model[1].weight)] == (0.0, 0.0)
+    assert seen[id(model[2].weight)] == (0.2, 0.5)
+
+
+def test_decay_of_biases_is_a_knob():
+    groups = optim.parameter_groups(nn.Linear(2, 2).named_parameters(), decay_bias=True)
+    assert [group["decayed"] for group in groups] == [True]
+
+
+def test_weight_decay_follows_half_a_cosine():
+    settings = optim.optimizer_settings(weight_decay=0.04, weight_decay_end=0.4)
+    optimizer = optim.create(settings, optim.parameter_groups(
+        nn.Linear(2, 2).named_parameters(), decay_bias=False))  # fmt: skip
+    optim.set_rates(optimizer, settings, batch_size=256, done=0.25, warmup=0.0)
+    expected = 0.4 + (0.04 - 0.4) * 0.5 * (1 + math.cos(math.pi / 4))
+    assert max(g["weight_decay"] for g in optimizer.param_groups) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("per", ["tensor", "global"])
+def test_clipping_bounds_the_norm_of_each_tensor_or_of_all(per):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(7))]
+    raw = [torch.randn(5) * 10, torch.randn(7) * 0.01]
+    for parameter, gradient in zip(parameters, raw, strict=True):
+        parameter.grad = gradient.clone()
+    optim.clip_gradients(parameters, 1.0, per)
+    found = [parameter.grad for parameter in parameters]
+    if per == "tensor":
+        assert found[0].norm() == pytest.approx(1.0, rel=1e-4)
+        torch.testing.assert_close(found[1], raw[1])
+    else:
+        assert torch.cat(found).norm() == pytest.approx(1.0, rel=1e-4)
+        torch.testing.assert_close(found[1] / found[1].norm(), raw[1] / raw[1].norm())
+
+
+def test_an_unknown_optimizer_is_refused_with_the_choices():
+    with pytest.raises(UsageError, match="adamw, sgd, lars"):
+        optim.optimizer_settings(name="adam")

@@ -1,0 +1,199 @@
+"""equi-perturb: the head of the probe, changed pictures, and the same changes for every encoder."""
+
+import statistics
+import subprocess
+
+import pytest
+import torch
+from asking import BIN, ENVIRONMENT, ask, make_chain, write
+from equitools.stages import perturb, probe
+from safetensors.torch import load_file, save_file
+
+from equitools import augment, manifest
+from equitools.errors import DataError, EquiError
+from equitools.evals import perturbed
+from equitools.features import Table
+
+FAST = ["workers=0", "epochs=3", "lrs=0.1,1", "seeds=0,1"]
+COLUMNS = ["orig", "cj", "cj+flip", "cj+ro", "cj+ro180", "cj+ro+et"]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    return make_chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="module")
+def probed(chain, tmp_path_factory):
+    out = tmp_path_factory.mktemp("probe")
+    ask(probe.PROGRAM, chain, "linear", "parts=all,ir,ef", *FAST, out=out)
+    return out / "manifest.yaml"
+
+
+# --- The columns -----------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_published_one_in_its_order():
+    grid = perturbed.grid()
+    assert list(grid) == COLUMNS
+    assert grid["orig"] == perturbed.Column(interpolation="bicubic")
+    assert {grid[name].interpolation for name in COLUMNS[1:]} == {"bilinear"}
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    assert grid["cj"].operations == {"jitter": jitter}
+    orders = {name: list(grid[name].operations) for name in COLUMNS[2:]}
+    assert orders["cj+flip"] == ["flip", "jitter"]
+    assert orders["cj+ro"] == ["rotation", "jitter"]
+    assert orders["cj+ro+et"] == ["rotation", "jitter", "elastic"]
+    assert grid["cj+ro"].operations["rotation"] == {"degrees": 90.0}
+    assert grid["cj+ro180"].operations["rotation"] == {"degrees": 180.0}
+
+
+def test_elastic_warps_scale_with_the_picture_unless_told_otherwise():
+    operations = perturbed.grid()["cj+ro+et"].operations
+    assert perturbed.scaled(operations, 224)["elastic"] == {"alpha": 100.0, "sigma": 5.0}
+    small = perturbed.scaled(operations, 32)["elastic"]
+    assert small["alpha"] == pytest.approx(100 / 7)
+    assert small["sigma"] == pytest.approx(5 / 7)
+    kept = perturbed.grid(scale=1.0)["cj+ro+et"].operations
+    assert perturbed.scaled(kept, 32)["elastic"]["alpha"] == 100.0
+
+
+@pytest.mark.parametrize("name", COLUMNS[1:])
+def test_a_picture_is_changed_alike_in_any_batch_and_anew_in_each_draw(name):
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    keys = ["a", "b", "c", "d"]
+    column = perturbed.grid()[name]
+    first, later = (perturbed.perturbation(column, 32, 0, draw) for draw in (0, 1))
+    whole = first(pictures, keys)
+    assert torch.equal(first(pictures[2:3], ["c"]), whole[2:3])
+    assert not torch.equal(later(pictures, keys), whole)
+
+
+def test_a_flip_is_always_applied():
+    flip = perturbed.perturbation(perturbed.Column({"flip": {"p": 1.0}}), 8, 0, 0)
+    pictures = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(flip(pictures, [str(i) for i in range(20)]), pictures.flip(-1) / 255)
+
+
+def test_nothing_is_done_to_the_untouched_column():
+    assert perturbed.perturbation(perturbed.grid()["orig"], 32, 0, 0) is None
+
+
+def test_a_sweep_has_one_column_a_strength():
+    assert list(perturbed.rotation(degrees=[15.0, 90.0])) == ["ro15", "ro90"]
+    assert list(perturbed.elastic(alpha=[50.0])) == ["et50"]
+    assert "jitter" in augment.operations()
+
+
+# --- Judging ---------------------------------------------------------------------------------
+
+
+def test_saved_heads_are_averaged_over_seeds_and_read_their_own_channels():
+    labels = torch.tensor([0, 1, 2, 0])
+    vectors = torch.nn.functional.one_hot(labels, 3).float()
+    table = Table(torch.cat([torch.randn(4, 2), vectors], 1), labels, list("abcd"), 3)
+    table.width, table.split = 5, 2
+    heads = {}
+    for seed, right in ((0, torch.eye(3)), (1, torch.eye(3).roll(1, 0))):
+        heads |= {f"ef/seed{seed}/weight": right, f"ef/seed{seed}/bias": torch.zeros(3)}
+    assert perturbed.judge(table, heads, "official") == {"ef/top1": 50.0}
+
+
+def test_a_head_of_another_size_is_refused_with_both_sizes():
+    table = Table(torch.randn(4, 5), torch.arange(4), list("abcd"), 10, width=5)
+    heads = {"all/seed0/weight": torch.zeros(10, 96), "all/seed0/bias": torch.zeros(10)}
+    with pytest.raises(DataError, match=r"10 classes × 96 features.*5 features"):
+        perturbed.judge(table, heads, "official")
+
+
+# --- The stage -------------------------------------------------------------------------------
+
+
+def test_the_grid_of_every_part_with_draws_mean_and_sd(probed, tmp_path):
+    found = ask(perturb.PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path)
+    scores = found["scores"]
+    for part in ("all", "ir", "ef"):
+        untouched = scores[f"perturb/grid/orig/{part}/mean/top1"]
+        assert untouched == pytest.approx(scores[f"probe/linear/{part}/mean/top1"])
+        for name in COLUMNS[1:]:
+            key = f"perturb/grid/{name}/{part}"
+            draws = [scores[f"{key}/draw{i}/top1"] for i in (0, 1)]
+            assert scores[f"{key}/mean/top1"] == pytest.approx(sum(draws) / 2)
+            assert scores[f"{key}/sd/top1"] == pytest.approx(statistics.stdev(draws))
+    record = found["history"][-1]
+    assert record["stage"] == "perturb"
+    assert record["transform"]["grid/cj+ro+et"]["elastic"]["alpha"] == pytest.approx(100 / 7)
+    assert "bilinear" in record["transform"]["grid/cj"]["picture"]
+    assert found["perturb"]["tests"]["grid"]["degrees"] == 90.0
+    again = ask(perturb.PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path / "again")
+    assert again["scores"] == scores
+
+
+def test_sweeps_of_rotation_and_elastic_together(probed, tmp_path):
+    words = ["rotation", "elastic", "tests.rotation.degrees=45", "tests.elastic.alpha=50,100"]
+    found = ask(perturb.PROGRAM, probed, *words, "draws=1", "workers=0", out=tmp_path)
+    names = {key.split("/")[2] for key in found["scores"] if key.startswith("perturb/")}
+    assert names == {"ro45", "et50", "et100"}
+
+
+def test_neighbors_judge_where_there_is_no_head(chain, tmp_path):
+    ask(probe.PROGRAM, chain, "knn", "workers=0", "k=20", out=tmp_path / "knn")
+    words = [tmp_path / "knn" / "manifest.yaml", "grid", "draws=1", "workers=0"]
+    found = ask(perturb.PROGRAM, *words, out=tmp_path / "grid")
+    scores = found["scores"]
+    assert scores["perturb/grid/orig/all/mean/top1"] == scores["probe/knn/all/k20/top1"]
+    assert found["history"][-1]["judge"].startswith("20-NN")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "grid, rotation, elastic"),
+        (["grid", "draws=0"], 2, "draws"),
+        (["grid", "draw=3"], 2, "did you mean 'draws'"),
+        (["grid", "tests.grid.angle=3"], 2, "'angle'"),
+        (["grid", "tests.spin.angle=3"], 2, "spin"),
+    ],
+)
+def test_wrong_words_are_refused(probed, words, code, said, tmp_path):
+    with pytest.raises(EquiError) as refused:
+        ask(perturb.PROGRAM, probed, *words, out=tmp_path / "out")
+    assert refused.value.code == code
+    assert said in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_probe_it_says_what_to_run_first(chain, tmp_path):
+    with pytest.raises(EquiError, match="equi-probe linear") as refused:
+        ask(perturb.PROGRAM, chain, "grid", out=tmp_path / "out")
+    assert refused.value.code == 3
+
+
+def test_heads_of_other_classes_are_refused_with_both_sizes(probed, tmp_path):
+    document = manifest.load_file(probed)[0]
+    heads = load_file(document["files"]["probe.heads"]["path"])
+    path = tmp_path / "probe-heads.safetensors"
+    save_file({name: torch.cat([value, value]) for name, value in heads.items()}, path)
+    document["files"]["probe.heads"] = manifest.entry(path)
+    words = [write(document, tmp_path / "wrong.yaml"), "grid", "workers=0"]
+    with pytest.raises(EquiError, match=r"classes × .* features, but the data have") as refused:
+        ask(perturb.PROGRAM, *words, out=tmp_path / "out")
+    assert refused.value.code == 3
+
+
+def test_the_two_stages_work_in_one_pipe(chain, tmp_path):
+    line = (
+        f"{BIN}/equi-probe {chain} linear {' '.join(FAST)} -o probe"
+        f" | {BIN}/equi-perturb grid draws=1 workers=0 -o grid"
+    )
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (found,) = manifest.load(done.stdout, "stdout")
+    assert [record["stage"] for record in found["history"]][-2:] == ["probe", "perturb"]
+    assert (tmp_path / "grid" / "manifest.yaml").exists()

@@ -1,0 +1,185 @@
+"""Tables of scores, and a paper's table with our numbers beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import pytest
+
+from equitools import lineage, manifest, papers, tables
+from equitools.errors import DataError, UsageError
+
+TABLE = manifest.layer("table2", ("table",))["table"]
+ENDS = {"resnet18": (11.177, 1.826), "resnet50": (23.508, 4.143), "vit-tiny": (5.524, 1.258),
+        "vit-small": (21.666, 4.608)}  # fmt: skip
+
+
+def count(layer: str) -> tuple[float, float]:
+    """What equitools.costs counts, without building the networks."""
+    return ENDS[layer][0] * 1e6, ENDS[layer][1] * 1e9
+
+
+def result(cell: str, top1: float, **recipe: Any) -> dict[str, Any]:
+    """Linear-probe scores of a cell, its recipe as pretraining writes it back."""
+    stated = papers.cell_document(cell)
+    full = manifest.fold({"views": {"global": {}, "elastic": None}, "epochs": 20}, stated["recipe"])
+    full |= {"equivariance": full.get("equivariance") or {}} | recipe
+    return {
+        "kind": "scores",
+        "shard": {"source": "digits"},
+        "recipe": full,
+        "probe": {"name": "linear", "encoder": None} | stated.get("probe", {}),
+        "scores": {f"probe/linear/all/mean/{m}": v for m, v in (("top1", top1), ("top5", 99.0))},
+    }
+
+
+def test_markdown_csv_and_latex_hold_the_same_cells() -> None:
+    columns, rows = ["a|b", "n"], [["x_1", 3], ["y, z", None]]
+    markdown = tables.render(columns, rows).splitlines()
+    assert markdown[0] == "| a\\|b | n   |"
+    assert len({len(line) for line in markdown}) == 1, "aligned"
+    assert list(csv.reader(io.StringIO(tables.render(columns, rows, "csv")))) == [
+        ["a|b", "n"], ["x_1", "3"], ["y, z", ""],
+    ]  # fmt: skip
+    assert r"x\_1 & 3 \\" in tables.render(columns, rows, "latex")
+    with pytest.raises(UsageError, match="md, csv, latex"):
+        tables.render(columns, rows, "html")
+
+
+def test_repetitions_become_mean_and_deviation() -> None:
+    scores = {f"perturb/grid/cj/all/seed{i}/draw{j}/top1": 50.0 + i for i in (0, 2) for j in (0, 1)}
+    found = tables.summary(scores)
+    value = found["perturb/grid/cj/all/top1"]
+    assert (value.mean, value.count) == (51.0, 4)
+    assert value.sd == pytest.approx(math.sqrt(4 / 3))
+    assert str(value) == "51.0 ± 1.2"
+
+
+def test_a_mean_that_the_evaluation_wrote_is_taken_as_it_is() -> None:
+    each = {f"probe/linear/all/seed{i}/top1": v for i, v in enumerate((10.0, 20.0))}
+    said = {"probe/linear/all/mean/top1": 15.5, "probe/linear/all/sd/top1": 3.0}
+    assert tables.summary(each | said)["probe/linear/all/top1"] == tables.Value(15.5, 3.0, 2)
+    alone = tables.summary({"probe/knn/all/mean/top1": 7.0, "probe/knn/all/sd/top1": 0.0})
+    assert str(alone["probe/knn/all/top1"]) == "7.00", "one seed has no spread to show"
+
+
+def test_one_document_is_shown_in_full_and_several_side_by_side() -> None:
+    first, second = result("dino.vit-mini.caug", 70.0), result("dino+clever.vit-mini.caug", 71.0)
+    columns, rows = tables.score_table([first])
+    assert columns == ["score", "top1", "top5"]
+    assert rows[0][0] == "probe/linear/all"
+    columns, rows = tables.score_table([first, second])
+    assert columns[-1] == "probe/linear/all/top1"
+    assert [row[0] for row in rows] == ["dino", "dino+clever"]
+    columns, _ = tables.score_table([first, second], ["*/top5"])
+    assert columns[-1] == "probe/linear/all/top5"
+    with pytest.raises(UsageError, match="no score fits"):
+        tables.score_table([first], ["nothing"])
+    with pytest.raises(DataError, match="no document has scores"):
+        tables.score_table([{"kind": "shards"}])
+
+
+def test_table2_has_the_paper_s_rows_and_its_numbers() -> None:
+    rows = papers.table2(TABLE, [], "paper", count)
+    printed = [row for row in rows if row["paper_top1"] is not None]
+    assert len(printed) == 34
+    by_name = {(r["method"], r["epochs"], r["backbone"]): r["paper_top1"] for r in printed}
+    assert by_name["CLeVER", 500, "ViT-Small"] == 77.5
+    assert by_name["DINO", 200, "ViT-Tiny"] == 66.2
+    assert by_name["DDCL w/ L_PReg", 500, "ResNet50"] == 80.7
+    assert {row["status"] for row in printed} == {
+        "no result at scale paper yet", "quoted by the paper; not run", "VMamba is not built yet",
+    }  # fmt: skip
+
+
+def test_what_is_counted_equals_the_paper_s_columns() -> None:
+    _, rows = papers.show_table2(papers.table2(TABLE, [], "mini", count))
+    shown = {(row[3], row[4], row[5]) for row in rows if row[4]}
+    assert shown == {
+        ("ResNet18", "11.2M", "1.83G"), ("ResNet50", "23.5M", "4.14G"),
+        ("ViT-Tiny", "5.5M", "1.26G"), ("ViT-Small", "21.7M", "4.61G"),
+        ("VMamba-Tiny", "29.5M*", "4.84G*"),
+    }  # fmt: skip
+    wrong = papers.table2(TABLE, [], "mini", lambda layer: (9e6, 9e9))
+    assert papers.show_table2(wrong)[1][0][4] == "9.0M (paper 23.5M)"
+
+
+@pytest.mark.parametrize("scale", ["mini", "small", "paper"])
+def test_every_cell_finds_its_row_and_no_other(scale: str) -> None:
+    cells = [c for row in TABLE["rows"] if (c := (row.get("cells") or {}).get(scale))]
+    documents = [result(cell, float(i + 1)) for i, cell in enumerate(cells)]
+    rows = papers.table2(TABLE, documents, scale, count)
+    assert [row["ours_top1"] for row in rows if row["status"] == "measured"] == [
+        float(i + 1) for i in range(len(cells))
+    ]
+    assert not [row for row in rows if "not a row" in row["status"]]
+
+
+def test_a_run_with_other_knobs_is_not_a_row_of_the_paper() -> None:
+    heavy = {"equivariance": {"clever": {"weight": 2.0, "regularization": 0.001}}}
+    rows = papers.table2(TABLE, [result("dino+clever.vit-mini.caug", 50.0, **heavy)], "mini", count)
+    assert not [row for row in rows if row["status"] == "measured"]
+    assert rows[-1]["ours_top1"] == 50.0
+    assert rows[-1]["status"] == "measured; not a row of the table"
+    bare = papers.table2(TABLE, [result("dino.vit-mini.baug", 50.0)], "mini", count)
+    assert "not a row" in bare[-1]["status"], "BAug is not CAug"
+
+
+def test_several_runs_of_a_row_are_one_number_with_their_spread() -> None:
+    runs = [result("dino.vit-mini.caug", top1) for top1 in (60.0, 64.0)]
+    row = next(r for r in papers.table2(TABLE, runs, "mini", count) if r["ours_runs"])
+    assert (row["ours_top1"], row["ours_runs"]) == (62.0, 2)
+    assert row["ours_top1_sd"] == pytest.approx(2.83)
+
+
+def test_a_document_without_the_table_s_score_is_refused() -> None:
+    document = result("dino.vit-mini.caug", 60.0) | {"scores": {"probe/knn/all/top1": 1.0}}
+    with pytest.raises(DataError, match="has no score probe/linear/all"):
+        papers.table2(TABLE, [document], "mini", count)
+    with pytest.raises(UsageError, match="mini, small, paper"):
+        papers.table2(TABLE, [], "huge", count)
+
+
+def test_table1_is_log10_of_heads_and_representations() -> None:
+    lines = [{"step": 1, "epoch": 0.5, "loss": 1.0}] + [
+        {"step": s, "epoch": float(s), "watch": {
+            "ddcl/h_V": 3.0 - s, "simsiam/h_I": 2.0, "ddcl/z_V": 10.0**-s, "simsiam/z_I": 0.1}}
+        for s in range(1, 11)
+    ]  # fmt: skip
+    rows = papers.magnitudes(lines)
+    assert rows[0]["z_V"] == pytest.approx(-1.0)
+    usual = papers.at_epochs(rows, papers.usual_epochs(rows))
+    assert [row["epoch"] for row in usual] == [1.0, 3.0, 5.0, 8.0, 10.0]
+    assert [r["epoch"] for r in papers.at_epochs(rows, [2, 5, 400])] == [2.0, 5.0]
+    assert papers.verdict(rows) == "collapse / trivial solution"
+    assert papers.verdict(rows[:2]) == "similar projection"
+
+
+def test_the_way_back_from_a_score_reaches_the_shards() -> None:
+    document = result("dino.vit-mini.caug", 60.0) | {
+        "history": [
+            {"id": "aa", "from": [], "stage": "shard", "argv": "equi-shard digits"},
+            {"id": "bb", "from": ["aa"], "stage": "pretrain", "argv": "equi-pretrain dino"},
+            {"id": "cc", "from": ["bb"], "stage": "probe", "argv": "equi-probe knn"},
+            {"id": "dd", "from": ["cc"], "stage": "probe", "argv": "equi-probe linear"},
+        ]
+    }
+    text = lineage.why(document, "probe/linear/all/mean/top1")
+    order = [text.index(id) for id in ("dd", "cc", "bb", "aa")]
+    assert order == sorted(order)
+    document["scores"]["probe/knn/all/top1"] = 1.0
+    assert "dd" not in lineage.why(document, "probe/knn/all/top1")
+    with pytest.raises(UsageError, match="did you mean"):
+        lineage.scored([document], "probe/linear/all/top1")
+
+
+def test_a_difference_names_the_key() -> None:
+    one, other = result("dino.vit-mini.caug", 60.0), result("dino.vit-mini.caug", 61.0, epochs=5)
+    found = {key: (a, b) for key, a, b in lineage.differences(one, other)}
+    assert found == {
+        "recipe.epochs": (20, 5), "scores.probe/linear/all/mean/top1": (60.0, 61.0),
+    }  # fmt: skip
+    assert lineage.differences(one, one) == []
