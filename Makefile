@@ -33,6 +33,8 @@ DATA       ?= $(DATA_$(SCALE))
 
 # At paper scale the probe's features are computed anew from new crops in every epoch.
 CLASSES        ?= $(if $(filter paper,$(SCALE)),in100)
+# Epochs for a table within 20 minutes on two cores (mini), or meant for one GPU (small).
+pretrain_mini  := epochs=8
 pretrain_small := epochs=30
 probe_paper    := cached=false
 
@@ -119,7 +121,7 @@ lint: | $(ready)  ## ruff and mypy
 	"$(BIN)/mypy" equitools stages
 
 bench: | $(ready)  ## benchmarks
-	PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest tests/bench -s
+	for script in tests/bench/bench_*.py; do echo "== $$script"; "$(BIN)/python" "$$script"; done
 
 clean:  ## remove caches and builds; runs and the environment stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

@@ -51,7 +51,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is not a whole safetensors file: {error}") from None
 
 
-def save_encoder(folder: Path, encoder: nn.Module) -> dict[str, Any]:
+def save_encoder(folder: Path, encoder: Any) -> dict[str, Any]:
     """Write `model.safetensors` and `config.json` of an encoder; returns the manifest's entry."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.json", json.dumps(encoder.config(), indent=2) + "\n")
@@ -60,7 +60,7 @@ def save_encoder(folder: Path, encoder: nn.Module) -> dict[str, Any]:
     return entry(path)
 
 
-def load_encoder(where: str | Path) -> nn.Module:
+def load_encoder(where: str | Path) -> Any:
     """An encoder from a folder, a safetensors file with its config.json beside it, or a timm name.
 
     A timm name gives random weights; nothing is downloaded. Raises DataError with a list of what

@@ -2,7 +2,7 @@
 
 Evaluations see features, never models. The encoder is in evaluation mode with no gradient, its
 buffers included. CLS tokens of the last blocks are normed and concatenated oldest first, as in
-Caron et al. (2021, "DINO"); parts of a split representation follow Song et al. (2025, "CLeVER"),
+Caron et al. (2021, "DINO"); parts of a split representation follow Song et al. (2024, "CLeVER"),
 in the slicing of the released probe or by block.
 """
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from types import FrameType
+from typing import Any
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -47,7 +48,7 @@ def _start(
     module: str, words: list[str], rank: int, processes: int, port: int, files: tuple | None
 ) -> subprocess.Popen[bytes]:
     """One rank; only rank 0 has a stdin and a stdout."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
     place |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {key: str(value) for key, value in place.items()}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equitools import augment, backbones, equivariance, names, objectives, optim
 from equitools.errors import UsageError
-from equitools.recipe import TOP_MAPPINGS, apply_defaults, run_settings, schedule_settings
+from equitools.recipe import RUN_KEYS, TOP_MAPPINGS, apply_defaults, run_settings, schedule_settings
 from equitools.records import Features, Step, View
 
 
@@ -24,11 +24,11 @@ class Learner(nn.Module):
     """Encoder, objective and equivariance terms under one roof, so that one wrapper serves all."""
 
     def __init__(
-        self, encoder: nn.Module, objective: nn.Module, terms: dict[str, nn.Module], weights: dict
+        self, encoder: Any, objective: Any, terms: dict[str, nn.Module], weights: dict
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.objective = objective
+        self.encoder: Any = encoder
+        self.objective: Any = objective
         self.terms = nn.ModuleDict(terms)
         self.weights = {name: float(weight) for name, weight in weights.items()}
 
@@ -47,7 +47,7 @@ class Learner(nn.Module):
             parts = parts | found
         return loss, parts, step
 
-    def all_terms(self) -> list[nn.Module]:
+    def all_terms(self) -> list[Any]:
         """The objective first, then the equivariance terms in the recipe's order."""
         return [self.objective, *self.terms.values()]
 
@@ -77,7 +77,7 @@ def encode(encoder: nn.Module, views: list[View], maps: tuple[int, ...] = ()) ->
     features: dict[int, Features] = {}
     for members in sizes.values():
         image = torch.cat([views[i].image for i in members])
-        masks = [views[i].mask for i in members if views[i].mask is not None]
+        masks = [mask for i in members if (mask := views[i].mask) is not None]
         together = encoder(image, torch.cat(masks) if masks else None, maps=maps)
         lengths = [len(views[i].image) for i in members]
         for i, part in zip(members, _divide(together, lengths), strict=True):
@@ -117,7 +117,7 @@ def resolve(recipe: dict[str, Any]) -> dict[str, Any]:
         **names.knobs(run_settings, top, "recipe"),
     }
     optim.optimizer_settings(**full["optimizer"])
-    run_settings(**{key: full[key] for key in run_settings.__kwdefaults__})
+    run_settings(**{key: full[key] for key in RUN_KEYS})
     return full
 
 

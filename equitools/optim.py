@@ -121,8 +121,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, per: str) -
     gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
     if limit <= 0 or not gradients:
         return
-    norms = torch._foreach_norm(gradients)
+    norms = list(torch._foreach_norm(gradients))
     if per == "global":
-        norms = [torch.linalg.vector_norm(torch.stack(list(norms)))] * len(gradients)
+        norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(gradients)
     scales = [torch.clamp(limit / (norm + 1e-6), max=1.0) for norm in norms]
     torch._foreach_mul_(gradients, scales)

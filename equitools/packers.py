@@ -15,9 +15,10 @@ from typing import Any
 
 from equitools.errors import EquiError
 from equitools.packing import Job, Written, write_shard
+from equitools.tarwriter import sync
 
-# Below this many samples starting processes takes longer than it saves.
-ALONE = 1000
+# Below so many samples, verified or just copied, starting processes takes longer than it saves.
+ALONE, ALONE_COPYING = 1000, 50_000
 
 
 def write_all(
@@ -33,12 +34,15 @@ def write_all(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        alone = workers <= 1 or sum(len(job.items) for job in every) < ALONE
+        few = ALONE if every[0].verify else ALONE_COPYING
+        alone = workers <= 1 or sum(len(job.items) for job in every) < few
         written = iter(
             [write_shard(job, advance) for job in every]
             if alone
             else _write_apart(every, workers, advance)
         )
+        for job in every:  # at the end, so that no writing waits for the disk
+            sync(job.path)
         return {split: [next(written) for _ in jobs[split]] for split in jobs}
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,14 +20,14 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from equitools import images, tars
 from equitools.errors import DataError
-from equitools.sources import Sample, Source, rank
+from equitools.sources import Sample, Source, rank, suffix
 from equitools.tarwriter import TarWriter
 
 PARTIAL = ".partial"
@@ -97,7 +97,7 @@ def _keys(samples: list[Sample]) -> Iterator[tuple[str, Sample]]:
     (dots, hidden or overlong names, a second use) replaced by a hash of the name."""
     used: set[str] = set()
     for one in samples:
-        key = one.file.removesuffix(PurePosixPath(one.file).suffix).replace(".", "_")
+        key = one.file[: len(one.file) - len(suffix(one.file))].replace(".", "_")
         long = not tars.fits(os.fsencode(f"{key}.json"))
         if key in used or long or _HIDDEN.search(key):
             short = "/".join(part[:40].strip("_") for part in key.split("/")[-2:])
@@ -109,7 +109,7 @@ def _keys(samples: list[Sample]) -> Iterator[tuple[str, Sample]]:
 
 
 def write_shard(job: Job, advance: Callable[[int], None]) -> Written:
-    """Write one shard and sync it."""
+    """Write one shard."""
     result = Written(Path(job.path).name)
     sums: list[int] = []
     with TarWriter(job.path) as file:

@@ -7,6 +7,7 @@ Samples seen is the only clock: epochs are a multiplication. Step s takes the gl
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,9 @@ def run_settings(
     return values
 
 
+RUN_KEYS = frozenset(inspect.signature(run_settings).parameters)
+
+
 def schedule_settings(
     *, warmup_epochs: Duration = 10, freeze_last_layer: Duration = 1, prelude: float = 0.0
 ) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def apply_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
             under["objective"] = {"name": key, **value}
         elif key in (recipe.get("equivariance") or {}):
             under.setdefault("equivariance", {})[key] = value
-        elif key in run_settings.__kwdefaults__ or key in ("backbone", "optimizer", "schedule"):
+        elif key in RUN_KEYS or key in ("backbone", "optimizer", "schedule"):
             under[key] = value
     return fold(under, recipe)
 

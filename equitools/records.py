@@ -48,7 +48,7 @@ class Features:
 
     @property
     def invariant(self) -> Tensor:
-        """The invariant representation, b split; all of `pooled` when the encoder does not split."""
+        """The invariant representation, b split; all of `pooled` where there is no split."""
         return self.pooled if self.split is None else self.pooled[..., : self.split]
 
     @property

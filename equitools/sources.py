@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ DIGITS_VAL = 360
 
 def suffix(name: str) -> str:
     """`.jpeg` of `cat/1.JPEG`."""
-    return PurePosixPath(name).suffix.lower()
+    stem, dot, end = name.rpartition("/")[2].rpartition(".")
+    return dot + end.lower() if stem else ""
 
 
 @dataclass(frozen=True)

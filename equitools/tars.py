@@ -19,6 +19,10 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 # One read of this size holds the small members of a sample and the header of its image.
 PEEK = 4096
+# What stands between name and size, and between type and prefix, in every header.
+_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_MAGIC = bytes(100) + b"ustar\x0000" + bytes(80)
+_FIXED = sum(_OWNER) + sum(b"%011o\0" % 0) + 8 * ord(" ") + ord("0") + sum(_MAGIC)
 
 
 def header(name: bytes, size: int) -> bytes:
@@ -32,15 +36,9 @@ def header(name: bytes, size: int) -> bytes:
         raise DataError(
             f"{name.decode(errors='replace')} has {size} bytes; a USTAR member is < 8 GiB"
         )
-    block = bytearray(BLOCK)
-    block[: len(base)] = base
-    block[100:124] = b"0000644\x000000000\x000000000\x00"
-    block[124:148] = b"%011o\0" % size + b"00000000000\0"
-    block[148:157] = b"        0"
-    block[257:265] = b"ustar\x0000"
-    block[345 : 345 + len(prefix)] = prefix
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    base, prefix, length = base.ljust(100, b"\0"), prefix.ljust(155, b"\0"), b"%011o\0" % size
+    total = _FIXED + sum(base) + sum(prefix) + sum(length)
+    return base + _OWNER + length + b"%011o\0%06o\0 0" % (0, total) + _MAGIC + prefix + bytes(12)
 
 
 def member(name: bytes, data: bytes) -> bytes:

@@ -14,6 +14,9 @@ from pathlib import Path
 from equitools.tars import ending
 
 BUFFERS, PIECE = 3, 1 << 20
+# Linux backs larger writes with larger pages, which cost several times as much to provide
+# (ext4 on 6.18: 0.07 s of CPU for 330 MB in writes of 64 KiB, 1.0 s in writes of 1 MiB).
+WRITE = 64 << 10
 
 
 class TarWriter:
@@ -56,11 +59,10 @@ class TarWriter:
         return done
 
     def close(self) -> None:
-        """End the archive, sync it, and know its digest."""
+        """End the archive and know its digest; `sync` is for whoever has written the last one."""
         self.write(ending(self.bytes + self._fill))
         if self._fill:
             self._flush()
-        os.fsync(self._file)
         self._thread.shutdown()
         self.sha256 = self._hash.hexdigest()
 
@@ -75,8 +77,17 @@ class TarWriter:
         self._hashing[self._now] = self._thread.submit(self._hash.update, full)
         self.bytes += len(full)
         while full:
-            full = full[os.write(self._file, full) :]
+            full = full[os.write(self._file, full[:WRITE]) :]
         self._now, self._fill = (self._now + 1) % BUFFERS, 0
         hashed = self._hashing[self._now]
         if hashed is not None:
             hashed.result()
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file is on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -42,6 +42,7 @@ def run(request: Request) -> dict[str, Any] | None:
     if (done := frame.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
+    refuse_other(out, identity)
     if (count := processes(settings)) > 1 and parallel.launched() == 1:
         return in_ranks(request, settings, out, count)
     if parallel.is_main():
@@ -50,6 +51,17 @@ def run(request: Request) -> dict[str, Any] | None:
     if not parallel.is_main():
         return None
     return describe(request, settings, facts, identity, out, length)
+
+
+def refuse_other(out: Path, identity: str) -> None:
+    """Never overwrite a finished run with another."""
+    if (out / "manifest.yaml").is_file():
+        history = manifest.load_file(out / "manifest.yaml")[0].get("history") or [{}]
+        if history[-1].get("id") != identity:
+            raise UsageError(
+                f"{out} holds another finished run: its recipe or data differ; choose another"
+                " folder with -o, or remove it"
+            )
 
 
 def settle_device(settings: dict[str, Any]) -> dict[str, Any]:
@@ -240,8 +252,8 @@ def train(
                     settings, request.document, index, slow or model.encoder
                 )
             if log is not None and line:
-                clock = {"step": seen, "samples": seen * length.batch_size}
-                log.write(**clock, epoch=length.epoch(seen), **line)
+                samples = seen * length.batch_size
+                log.write(step=seen, samples=samples, epoch=length.epoch(seen), **line)
                 accelerator.log(loop.flat(line), step=seen)
             last |= line
             bar.advance(1, **({"loss": f"{line['loss']:.4f}"} if "loss" in line else {}))

@@ -1,5 +1,8 @@
 """Views are functions of (seed, epoch, sample key, view) alone, and say what was done to them."""
 
+import hashlib
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -70,10 +73,9 @@ def test_more_views_leave_the_first_ones_alone():
 
 def test_draws_are_pinned_across_versions():
     row = keys.uniforms(0, 1, "sample", rows=1)[0, :3]
-    again = np.random.Generator(
-        np.random.Philox(key=int.from_bytes(__import__("hashlib").blake2b(
-            b"0\x001\x00sample", digest_size=16).digest(), "little"))
-    ).random(3)  # fmt: skip
+    digest = hashlib.blake2b(b"0\x001\x00sample", digest_size=16).digest()
+    stream = np.random.Philox(key=int.from_bytes(digest, "little"))
+    again = np.random.Generator(stream).random(3)
     assert np.array_equal(row, again)
 
 
@@ -91,6 +93,12 @@ def test_chunks_do_not_show(monkeypatch):
     pieces = views(FULL, ["1", "2", "3"])
     for a, b in zip(whole, pieces, strict=True):
         assert torch.allclose(a.image, b.image, atol=1e-6)
+
+
+def test_a_plan_travels_to_spawned_workers():
+    plan = pickle.loads(pickle.dumps(augment.plan(FULL)))
+    made = plan.finish(augment.collate([plan.sample(picture(1), "1", 0, 0)]))
+    assert torch.equal(made[0].image, views(FULL, ["1"])[0].image)
 
 
 def test_finishing_twice_gives_the_same():

@@ -24,7 +24,7 @@ GROUND = FRAME | TENSORS
 # What makes and reads shards.
 DATA = {
     "foreign", "images", "packers", "packing", "remote", "scenes", "selection", "shards",
-    "shardset", "sources", "tars", "torchvision_sets",
+    "shardset", "sources", "tars", "tarwriter", "torchvision_sets",
 }  # fmt: skip
 
 # group → what it may import of equitools, by the first part of the module's name
@@ -154,7 +154,8 @@ def test_the_top_folder_holds_what_the_design_says():
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
     }
     assert found <= {
-        ".ci", ".git", ".github", ".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "SECURITY.md",
+        ".ci", ".git", ".github", ".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE",
+        "SECURITY.md",
         "Makefile", "README.md", "docs", "equitools", "manifests", "pyproject.toml", "stages",
         "tests",
     }  # fmt: skip

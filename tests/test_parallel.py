@@ -28,19 +28,18 @@ parallel.stop()
 """
 
 
+def _start(environment):
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
 def test_two_processes_agree_with_one():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     place |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=os.environ | place | {"RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        for rank in range(2)
-    ]
+    members = [_start(os.environ | place | {"RANK": str(rank)}) for rank in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in members]
     assert [process.returncode for process in members] == [0, 0], errors
 

@@ -24,7 +24,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp("shards")
-    command = [BIN / "equi-shard", "scenes", "train_samples=80", "val_samples=20", "size=32", "-o", out]
+    words = ["scenes", "train_samples=80", "val_samples=20", "size=32"]
+    command = [BIN / "equi-shard", *words, "-o", out]
     subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
     return (out / "manifest.yaml").absolute()
 
@@ -175,7 +176,7 @@ def test_a_wrong_recipe_is_one_line_and_exit_2(shards, tmp_path, words, code, sa
 
 
 def test_a_folder_with_another_run_is_not_resumed(shards, tmp_path):
-    words = [shards, *MINI, "steps=24", "checkpoint_every=1", "-o", "run"]
+    words = [shards, *MINI, "steps=2400", "checkpoint_every=1", "-o", "run"]
     process = started(*words, cwd=tmp_path)
     wait_for(tmp_path / "run" / "resume.safetensors", process)
     in_use = pretrain(*words, cwd=tmp_path)
@@ -186,6 +187,14 @@ def test_a_folder_with_another_run_is_not_resumed(shards, tmp_path):
     other = pretrain(*words, "seed=5", cwd=tmp_path)
     assert other.returncode == 2
     assert "another run" in other.stderr
+
+
+def test_a_finished_run_is_not_overwritten_by_another(unbroken, shards):
+    folder, done = unbroken
+    other = pretrain(shards, *MINI, "steps=25", "-o", "run", cwd=folder.parent)
+    assert other.returncode == 2
+    assert "another finished run" in other.stderr
+    assert (folder / "manifest.yaml").read_text().count("steps: 24") >= 1
 
 
 def test_without_shards_the_line_says_where_they_come_from(tmp_path):

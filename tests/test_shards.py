@@ -81,6 +81,14 @@ def test_gnu_tar_and_the_standard_library_read_the_shards(folder: Path, tmp_path
     assert (tmp_path / "out" / "val-000000.tar").stat().st_size % 10240 == 0
 
 
+@pytest.mark.parametrize("name", ["a", "a/b.jpg", "p" * 90 + "/" + "q" * 80, "é/ü.json"])
+@pytest.mark.parametrize("size", [0, 113_000, (1 << 33) - 1])
+def test_a_header_is_the_one_of_the_standard_library(name: str, size: int) -> None:
+    expected = tarfile.TarInfo(name)
+    expected.size = size
+    assert tars.header(name.encode(), size) == expected.tobuf(tarfile.USTAR_FORMAT)
+
+
 def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
     import webdataset
 
@@ -363,7 +371,7 @@ def test_processes_write_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = pack(folder, tmp_path / "a")
-    monkeypatch.setattr(packers, "ALONE", 0)
+    monkeypatch.setattr(packers, "ALONE_COPYING", 0)
     source = sources.folder(folder, None, None, None)
     done: list[int] = []
     jobs = packing.plan(source, tmp_path / "b", **SETTINGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,11 @@ class Views:
         of_views = [groups[view.group] for view in self.views]
         self._scale = [group["crop"] for group in of_views]
         self._ratio = [group["ratio"] for group in of_views]
+
+    def __reduce__(self) -> tuple:
+        """What travels to spawned workers: settings, and modules by name (they do not pickle)."""
+        modules = {name: module.__name__ for name, module in self.operations.items()}
+        return _rebuild, (self.settings, modules)
 
     def _knobs(self, group: dict[str, Any], view: ViewPlan) -> dict[str, dict[str, Any]]:
         """Keyword arguments of each operation's draw for one view; none where it never acts."""
@@ -193,6 +199,10 @@ class Views:
 
 def _is_group(name: str, value: Any, operations: dict[str, Any]) -> bool:
     return isinstance(value, dict) and name not in operations
+
+
+def _rebuild(given: dict[str, Any], modules: dict[str, str]) -> Views:
+    return Views(given, {name: import_module(path) for name, path in modules.items()})
 
 
 def collate(drawn: list[Drawn]) -> Batch:

@@ -71,7 +71,9 @@ def resolve(views: dict[str, Any], operations: dict[str, Any]) -> dict[str, Any]
     for key in said:  # a typing error may be near a group's or an operation's name as well
         names.pick(dict.fromkeys([*COMMON, *shared, "global", "local"]), key, WHAT)
     common = names.knobs(common_settings, said, "recipe.views")
-    filled = {name: resolve_group(name, given) for name, given in groups.items()}
+    filled = {
+        name: resolve_group(name, given, operations["jitter"]) for name, given in groups.items()
+    }
     filled = {name: group for name, group in filled.items() if group["count"]}
     if not filled:
         raise UsageError("recipe.views has no views; add a group, as in views.global.count=2")
@@ -81,10 +83,8 @@ def resolve(views: dict[str, Any], operations: dict[str, Any]) -> dict[str, Any]
     return {**first, **filled, **chosen, **common}
 
 
-def resolve_group(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_group(name: str, given: dict[str, Any], jitter: Any) -> dict[str, Any]:
     """One group, checked, with the defaults of its name."""
-    from equitools.augment import jitter
-
     where = f"recipe.views.{name}"
     known = {"global": GLOBAL, "local": LOCAL}.get(name, {})
     group = names.knobs(group_settings, {**known, **given}, where)

@@ -69,7 +69,8 @@ def create(given: dict[str, Any]) -> Encoder:
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UsageError(f"timm cannot build backbone {chosen['name']}: {error}") from error
     if not chosen["pretrained"]:
-        _start_fresh(trunk)
+        # What is meant for small pictures sees them whole; 224 px are the middle of 256.
+        _start_fresh(trunk, crop_pct=1.0 if plan.image_size else 0.875)
     size = plan.image_size or trunk.pretrained_cfg["input_size"][-1]
     return Encoder(trunk, chosen, plan.architecture, args, args.get("img_size", size))
 
@@ -127,12 +128,13 @@ def _takes_any_size(architecture: str) -> bool:
     return entry.__module__.split(".")[-1] in ("vision_transformer", "deit")
 
 
-def _start_fresh(trunk: Any) -> None:
+def _start_fresh(trunk: Any, crop_pct: float) -> None:
     """Start the class token as DINO does; pictures are normalized as ImageNet's are."""
     if isinstance(getattr(trunk, "cls_token", None), Tensor):
         nn.init.trunc_normal_(trunk.cls_token, std=0.02)
-    pictures = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875}
-    trunk.pretrained_cfg = {**trunk.pretrained_cfg, **pictures, "interpolation": "bicubic"}
+    pictures: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    pictures |= {"crop_pct": crop_pct, "interpolation": "bicubic"}
+    trunk.pretrained_cfg = {**trunk.pretrained_cfg, **pictures}
 
 
 def _classifier(key: str, trunk: Any) -> bool:

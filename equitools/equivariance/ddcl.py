@@ -19,7 +19,7 @@ from equitools.records import Step
 
 
 class DDCL(nn.Module):
-    """DDCL: predicted and projected EF parts of two views become orthogonal (Song et al., 2024).
+    """DDCL: predicted and projected EF parts of two views become orthogonal (Wang et al., 2024).
 
     Reads `.equivariant`, b d. Needs an objective with a projector and a predictor (simsiam) and
     an encoder that splits. regularization weighs L_PReg; 0 is the original. per_sample takes the

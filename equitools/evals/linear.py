@@ -125,13 +125,14 @@ class Heads:
         scale multiplies the rates (the schedule)."""
         share = weights / weights.sum(0).clamp(min=1)
         error = (self.logits(features).softmax(-1) - targets[:, None]) * share[..., None]
-        gradients = [(features.T @ error.flatten(1)).view_as(self.weight), error.sum(0)]
         rates = (self.rates * scale)[:, None]
-        for value, speed, gradient in zip(
-            (self.weight, self.bias), self.speed, gradients, strict=True
-        ):
-            speed.mul_(self.momentum).add_(gradient).add_(value, alpha=self.weight_decay)
-            value.sub_(rates * speed)
+        # speed ← momentum · speed + gradient in one matrix product, in place.
+        self.speed[0].flatten(1).addmm_(features.T, error.flatten(1), beta=self.momentum)
+        self.speed[1].mul_(self.momentum).add_(error.sum(0))
+        for value, speed in zip((self.weight, self.bias), self.speed, strict=True):
+            if self.weight_decay:
+                speed.add_(value, alpha=self.weight_decay)
+            value.addcmul_(speed, rates, value=-1)
 
     def accuracy(self, features: Tensor, labels: Tensor, chunk: int = 4096) -> Tensor:
         """Percent right of each head, in doubles: 1 h (top-1), or 2 h (and top-5) with five

@@ -48,18 +48,15 @@ def make_files(folder: Path, count: int) -> Path:
 
 def compare(folder: Path, base: Path, rounds: int, workers: int) -> None:
     """Time both in turn and print files a second."""
-    count = sum(len(samples) for samples in sources.folder(folder, None, ".", None).splits.values())
-    times: dict[str, list[float]] = {"tar": [], "one": [], "all": []}
+    count = len(sources.folder(folder, None, ".", None).splits["train"])
+    times: dict[str, list[float]] = {"tar": [], "ours": []}
     for _ in range(rounds):
         times["tar"].append(timed(lambda: with_tar(folder, base / "x.tar")))
-        times["one"].append(timed(lambda: with_us(folder, base / "one", 1)))
-        times["all"].append(timed(lambda: with_us(folder, base / "all", workers)))
-    best = {name: statistics.median(found) for name, found in times.items()}
-    print(f"tar            {count / best['tar']:8.0f} files/s")
-    for name, label in (("one", "1 process"), ("all", f"{workers} processes")):
-        rate = count / best[name]
-        print(f"ours {label:12} {rate:6.0f} files/s, ratio to tar {best['tar'] / best[name]:.2f}")
-    print(f"reading        {reading(folder, base):8.0f} samples/s in random order")
+        times["ours"].append(timed(lambda: with_us(folder, base / "out", workers)))
+    tar, ours = (statistics.median(found) for found in times.values())
+    print(f"tar      {count / tar:8.0f} files/s")
+    print(f"ours     {count / ours:8.0f} files/s, ratio to tar {tar / ours:.2f}")
+    print(f"reading  {reading(folder, base):8.0f} samples/s in random order")
 
 
 def timed(work: object) -> float:
