@@ -190,7 +190,7 @@ def test_a_folder_with_another_run_is_not_resumed(shards, tmp_path):
 
 
 def test_a_finished_run_is_not_overwritten_by_another(unbroken, shards):
-    folder, done = unbroken
+    folder, _ = unbroken
     other = pretrain(shards, *MINI, "steps=25", "-o", "run", cwd=folder.parent)
     assert other.returncode == 2
     assert "another finished run" in other.stderr
