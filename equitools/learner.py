@@ -140,6 +140,8 @@ def build(recipe: dict[str, Any]) -> Learner:
     Raises UsageError for terms that do not fit the objective or an encoder that does not split.
     """
     encoder = backbones.create(recipe["backbone"])
+    if recipe["checkpoint_activations"]:
+        encoder.trunk.set_grad_checkpointing(True)
     settings = dict(recipe["objective"])
     invariant = encoder.split or encoder.dim
     objective = names.pick(objectives, settings.pop("name"), "objective")(invariant, **settings)

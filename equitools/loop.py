@@ -145,14 +145,17 @@ def write_outputs(
 def nearest_neighbors(
     settings: dict[str, Any], document: dict[str, Any], index: Any, encoder: nn.Module
 ) -> dict[str, float]:
-    """20-nearest-neighbor accuracy, in percent, of an encoder on the val split, if there is one."""
+    """20-nearest-neighbor accuracy, in percent, and effective rank, on a val split if there is one.
+
+    At most 25,000 training and 5,000 val samples, so that ImageNet does not stop for it.
+    """
     if "shards.val" not in document["files"] or (index.labels < 0).any():
         return {}
     frozen = copy.deepcopy(encoder)  # extraction freezes what it reads
     transform = evaluation_transform(frozen)
     train, val = (
-        features.extract(frozen, split, transform=transform, device=settings["device"])
-        for split in (index, shards.open_split(document, "val"))
+        features.extract(frozen, split, transform=transform, device=settings["device"], limit=limit)
+        for split, limit in ((index, 25_000), (shards.open_split(document, "val"), 5_000))
     )
     found = knn(train.features, train.labels, val.features, val.labels, ks=[20])
     return found | {"effective_rank": collapse.effective_rank(val.features)}

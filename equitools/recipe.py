@@ -17,7 +17,8 @@ from equitools.manifest import fold
 TOP_MAPPINGS = ("backbone", "objective", "equivariance", "views", "optimizer", "schedule")
 # What may change between a run and its resumption without changing the result.
 NOT_IDENTITY = (
-    "device", "workers", "processes", "checkpoint_every", "trackers", "log_every",
+    "device", "workers", "processes", "checkpoint_every", "trackers", "log_every", "watch_every",
+    "knn_every", "on_collapse",
 )  # fmt: skip
 
 Duration = float | int | str
@@ -39,7 +40,7 @@ def run_settings(
     checkpoint_every: int = 500,
     log_every: int = 10,
     watch_every: int = 50,
-    knn_every: float = 0.0,
+    knn_every: float = 10.0,
     on_collapse: str = "warn",
     trackers: list | None = None,
     export: str | None = None,
@@ -49,7 +50,8 @@ def run_settings(
     epochs: passes over the train split, unless `steps` says how many optimizer steps.
     batch_size: images a step over all processes. accumulate: forward passes a step.
     precision: fp32, bf16, or auto (bf16 on GPUs that have it). processes: None uses every local
-    GPU. workers: loader processes of each process; None chooses. checkpoint_every, log_every,
+    GPU. workers: loader processes of each process; None chooses. compile: through torch.compile.
+    checkpoint_activations: compute them again in the backward pass. checkpoint_every, log_every,
     watch_every: in steps; knn_every: in epochs, 0 is off. on_collapse: warn or stop.
     trackers: tensorboard, wandb. export: slow or online; None is what the objective declares.
     """

@@ -247,7 +247,7 @@ def train(
             words: list[str] = []
             if seen % settings["watch_every"] == 0 or seen == length.steps:
                 line["watch"], words = loop.look(settings, model, record, parts)
-            if loop.crossed(settings["knn_every"], length, step):
+            if main and loop.crossed(settings["knn_every"], length, step):
                 line["knn"] = loop.nearest_neighbors(
                     settings, request.document, index, slow or model.encoder
                 )
