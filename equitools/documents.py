@@ -85,7 +85,8 @@ def load(text: str, source: str) -> list[dict[str, Any]]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = error.problem or error.context or "not YAML"
-        raise DataError(f"{source}{line}: {problem}") from None
+        cut = "" if text.rstrip().endswith("\n...") else " (no '...' at the end: was it cut short?)"
+        raise DataError(f"{source}{line}: {problem}{cut}") from None
     except yaml.YAMLError as error:
         raise DataError(f"{source}: {' '.join(str(error).split())}") from None
     except RecursionError:

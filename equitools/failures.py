@@ -111,6 +111,8 @@ def _line(error: Exception, verbose: bool) -> str:
         return _one_line(f"{place}{error.strerror or error}")
     if isinstance(error, MemoryError):
         return "out of memory"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return "a process that reads images died: out of memory, or /dev/shm is full; try workers=0"
     hint = "" if verbose else " (-v shows the traceback)"
     return f"{type(error).__name__}: {_one_line(str(error))}{hint}"
 

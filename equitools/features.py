@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 from equitools import checkpoint
 from equitools.errors import DataError, UsageError
-from equitools.preprocess import Pictures, Transform, quiet_worker
+from equitools.parallel import quiet_worker
+from equitools.preprocess import Pictures, Transform
 
 Perturbation = Callable[[Tensor, Sequence[str]], Tensor]
 
@@ -219,8 +220,8 @@ def require_labels(table: Table, split: str) -> None:
     if len(wrong):
         key = table.keys[int(wrong[0])]
         raise DataError(
-            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label in"
-            f" 0…{table.classes - 1} (the first is '{key}'); only `embed` works without labels"
+            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label"
+            f" below {table.classes} (the first is '{key}'); only `embed` works without labels"
         )
 
 

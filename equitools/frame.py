@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from equitools import __version__, failures, files, manifest, pipes, words
-from equitools.errors import DataError, EquiError
+from equitools.errors import DataError, EquiError, UsageError
 from equitools.progress import Progress
 
 said = logging.getLogger("equitools")
@@ -68,6 +68,7 @@ class Request:
 
     document   everything folded; `settings` is its section of this stage (the same object)
     documents  the manifests as they came, before folding
+    afterwards what to do once the manifest is written (remove what has served)
     out        the folder of -o, absolute, or None: then the stage says `choose_out`
     """
 
@@ -80,6 +81,7 @@ class Request:
     stdout: pipes.Stdout
     said: logging.Logger = said
     started: float = field(default_factory=time.monotonic)
+    afterwards: list[Callable[[], Any]] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,10 +98,15 @@ class Request:
         self.said.info(text)
 
     def choose_out(self, path: str | Path) -> Path:
-        """The output folder, created: that of -o, else this one, which is named on stderr."""
+        """The output folder, created: that of -o, else this one, which is named on stderr.
+
+        UsageError when it is that of another stage, whose manifest would be lost.
+        """
         if self.out is None:
             self.out = files.absolute(path)
             self.say(f"writing to {self.out}")
+        if self.program.folds:  # equi-report adds pictures and tables, and no manifest
+            refuse_other_stage(self.out, self.program.name)
         self.out.mkdir(parents=True, exist_ok=True)
         return self.out
 
@@ -196,6 +203,8 @@ def _finish(request: Request, document: dict[str, Any]) -> None:
         path = request.out / "manifest.yaml"
         if not path.is_file() or path.read_bytes() != inside:  # make looks at its time
             manifest.write_atomic(path, inside)
+    for act in request.afterwards:
+        act()
     request.stdout.write(text)
 
 
@@ -206,6 +215,15 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(20, "not a folder", str(existing))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(13, "no permission to write", str(existing))
+
+
+def refuse_other_stage(out: Path, name: str) -> None:
+    """Raise UsageError when a folder holds the manifest of a stage that is not `name`."""
+    path = out / "manifest.yaml"
+    if path.is_file():
+        history = manifest.load_file(path)[0].get("history") or [{}]
+        if (stage := history[-1].get("stage", name)) != name:
+            raise UsageError(f"{out} is the folder of equi-{stage}; choose another with -o")
 
 
 def finished(out: Path, id: str) -> dict[str, Any] | None:

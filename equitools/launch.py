@@ -6,6 +6,7 @@ passed on; when one process fails the others are stopped, and its exit code is o
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+GRACE = 30.0  # seconds to end in order once another process has failed
 
 
 def run(module: str, words: list[str], document: str, processes: int) -> tuple[int, str]:
@@ -58,8 +60,11 @@ def _start(
 
 
 def _wait(members: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; when one fails, stop the rest. Returns the first failure's code, or 0."""
-    failed = 0
+    """Wait for all; when one fails, stop the rest. Returns the first failure's code, or 0.
+
+    A rank that waits for the failed one inside a collective never sees a signal: it is killed.
+    """
+    failed, patience = 0, math.inf
     while any(process.poll() is None for process in members):
         codes = [process.poll() for process in members]
         # 75 is an orderly end that every rank reaches by itself.
@@ -70,6 +75,10 @@ def _wait(members: list[subprocess.Popen[bytes]]) -> int:
             for process in members:
                 if process.poll() is None:
                     process.terminate()
+            patience = time.monotonic() + GRACE
+        if time.monotonic() > patience:
+            for process in members:
+                process.kill()
         time.sleep(0.05)
     codes = [process.returncode for process in members]
     code = failed or next((code for code in codes if code), 0)

@@ -37,7 +37,8 @@ class Learner(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Step]:
         """The loss (a scalar), its parts by name, and the step that the terms have read."""
         layers = sorted({layer for term in self.all_terms() for layer in term.layers})
-        online = encode(self.encoder, views, maps=tuple(layers))
+        apart = getattr(self.objective, "apart", False)
+        online = encode(self.encoder, views, maps=tuple(layers), apart=apart)
         step = Step(views, online, target, self.objective, done, epoch)
         parts = self.objective(step)
         loss = torch.stack([value.float() for value in parts.values()]).sum()
@@ -69,11 +70,17 @@ class Learner(nn.Module):
         return [p for name, p in self.named_parameters() if "last_layer" in name]
 
 
-def encode(encoder: nn.Module, views: list[View], maps: tuple[int, ...] = ()) -> list[Features]:
-    """Features of every view, with one encoder call for each picture size."""
+def encode(
+    encoder: nn.Module, views: list[View], maps: tuple[int, ...] = (), apart: bool = False
+) -> list[Features]:
+    """Features of every view, with one encoder call for each picture size.
+
+    apart: one call a view instead, so that each has batch statistics of its own (SimSiam).
+    """
     sizes: dict[tuple[int, ...], list[int]] = {}
     for i, view in enumerate(views):
-        sizes.setdefault((*view.image.shape[-2:], view.mask is None), []).append(i)
+        call = (*view.image.shape[-2:], view.mask is None, i if apart else 0)
+        sizes.setdefault(call, []).append(i)
     features: dict[int, Features] = {}
     for members in sizes.values():
         image = torch.cat([views[i].image for i in members])

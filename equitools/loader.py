@@ -6,15 +6,12 @@ slice. A loader therefore starts anywhere, with any number of workers and proces
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from equitools import augment, images, shards
+from equitools import augment, images, parallel, shards
 from equitools.errors import DataError, UsageError
 
 
@@ -73,20 +70,10 @@ def batches(data: StepBatches, *, start: int, end: int, workers: int, pin: bool)
         sampler=From(start * data.accumulate, end * data.accumulate),
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=quiet_worker,
+        worker_init_fn=parallel.quiet_worker,
         prefetch_factor=4 if workers else None,
     )
     for batch in loader:
         if isinstance(batch, Exception):
             raise batch
         yield batch
-
-
-def quiet_worker(number: int) -> None:
-    """A loader's worker ends with its parent, and leaves interruptions to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # Linux only (PR_SET_PDEATHSIG); elsewhere torch's own watchdog notices within seconds.
-    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

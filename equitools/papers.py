@@ -228,19 +228,19 @@ def _ran(row: dict[str, Any]) -> str | None:
 
 
 def magnitudes(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
-    """`epoch` and log10 of heads and representations (HEADS) at every watch step of a run.
+    """`epoch`, `step` and log10 of heads and representations (HEADS) at every watch step of a run.
 
     lines: the objects of metrics.jsonl, where h is log10 Σp² already and z is a mean |z|.
     """
     found = []
     for line in lines:
         watch = {key.rpartition("/")[2]: value for key, value in (line.get("watch") or {}).items()}
-        row = {"epoch": float(line.get("epoch", 0))}
+        row = {"epoch": float(line.get("epoch", 0)), "step": float(line.get("step", 0))}
         row |= {name: float(watch[name]) for name in HEADS if name in watch}
         for name in ("z_V", "z_I"):
             if name in row:
                 row[name] = math.log10(row[name]) if row[name] > 0 else -math.inf
-        if len(row) > 1:
+        if len(row) > 2:
             found.append(row)
     return found
 
@@ -261,9 +261,15 @@ def usual_epochs(rows: list[dict[str, float]]) -> list[float]:
     return [rows[round(i * (len(rows) - 1) / 4)]["epoch"] for i in range(5)] if rows else []
 
 
-def verdict(rows: list[dict[str, float]]) -> str:
-    """The paper's words for how the run ended; two decades between the heads are a collapse."""
-    last = rows[-1] if rows else {}
-    if "h_V" not in last or "h_I" not in last:
+def verdict(row: dict[str, float]) -> str:
+    """The paper's words for a row: two decades between heads or representations are a collapse.
+
+    Where the invariant representation has gone as well (mean |z| below 1e-3) it is another one.
+    """
+    if "h_V" not in row or "h_I" not in row:
         return "one head"
-    return "collapse / trivial solution" if last["h_I"] - last["h_V"] > 2 else "similar projection"
+    z_I, z_V = row.get("z_I", 0.0), row.get("z_V", 0.0)  # noqa: N806
+    if z_I < -3 and z_V < -3:
+        return "both parts collapse"
+    gap = max(row["h_I"] - row["h_V"], z_I - z_V)
+    return "collapse / trivial solution" if gap > 2 else "similar projection"

@@ -6,8 +6,11 @@ The process group is opened once, by whoever needs it first, from the variables 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from datetime import timedelta
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ PATIENCE = timedelta(days=30)
 
 def launched() -> int:
     """How many processes the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS_LAUNCHED", "1")))
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start(device: str = "auto") -> None:
@@ -99,3 +102,20 @@ def gather(value: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(tuple(all_gather(value)))
+
+
+def quiet_worker(number: int) -> None:
+    """A loader's worker ends with its parent, and leaves interruptions to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A batch that does not fit in shared memory is dropped, and the parent would wait for ever.
+    Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
+    # Linux only (PR_SET_PDEATHSIG); elsewhere torch's own watchdog notices within seconds.
+    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _give_up(error: Exception, item: Any) -> None:
+    """End this worker: the loader notices, and failures.py says it in words."""
+    os._exit(1)

@@ -1,7 +1,7 @@
 """What a recipe would cost: views, steps, parameters, and memory measured on two pictures.
 
-Activations are those that autograd really saves for a forward pass of the real model over two
-samples, scaled to the batch of one process; nothing is trained and no data is read.
+Activations are those that autograd really saves for forward passes of the real model over two and
+three samples, carried on to the batch of one process; nothing is trained and no data is read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _steps(settings: dict[str, Any], document: dict[str, Any]) -> list[str]:
     lines = []
     for name, samples in sizes.items():
         length = recipe.length(settings, samples)
-        recipe.share(settings["schedule"]["warmup_epochs"], length.epochs, "schedule.warmup_epochs")
+        epochs = recipe.asked_epochs(settings, length)
+        recipe.share(settings["schedule"]["warmup_epochs"], epochs, "schedule.warmup_epochs")
         prelude = f" after a prelude of {length.prelude:,}" if length.prelude else ""
         lines += [
             f"steps         {length.main:,} of {length.batch_size} images{prelude}"
@@ -89,24 +90,30 @@ def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
     state = 4 * (held + slow + trained * (1 + moments))
     processes = settings["processes"] or 1
     batch = settings["batch_size"] // (processes * settings["accumulate"])
-    saved = activations(model, settings["views"]) * batch
-    kept = saved / 2 if settings["precision"] == "bf16" else saved
+    fixed, each = activations(model, settings["views"])
+    saved = (fixed + each * batch) / (2 if settings["precision"] == "bf16" else 1)
     return (
         f"memory        {state / 2**30:.2f} GiB weights, gradients and moments"
-        f" + {kept / 2**30:.2f} GiB activations a process ({batch} images at a time,"
+        f" + {saved / 2**30:.2f} GiB activations a process ({batch} images at a time,"
         f" {processes} process{'es' if processes > 1 else ''}, {settings['precision']})"
     )
 
 
-def activations(model: learner.Learner, views: dict[str, Any], samples: int = 2) -> float:
-    """Bytes that autograd keeps for one sample's views (parameters not counted)."""
+def activations(model: learner.Learner, views: dict[str, Any]) -> tuple[float, float]:
+    """Bytes that autograd keeps beside parameters: whatever the batch is, and for each sample."""
+    two, three = (kept(model, views, samples) for samples in (2, 3))
+    return 3 * two - 2 * three, three - two
+
+
+def kept(model: learner.Learner, views: dict[str, Any], samples: int) -> float:
+    """Bytes that autograd keeps for the views of so many samples (parameters not counted)."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    found: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     pictures = [_blank(view, samples) for view in augment.plan(views).views]
@@ -117,7 +124,7 @@ def activations(model: learner.Learner, views: dict[str, Any], samples: int = 2)
             target = learner.encode(ema.slow_copy(model.encoder), whole)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model(pictures, target, 0.0, 0.0)
-    return sum(kept.values()) / samples
+    return sum(found.values())
 
 
 def _blank(view: Any, samples: int) -> View:

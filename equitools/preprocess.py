@@ -8,7 +8,6 @@ defaults, with parameters that depend on (seed, epoch, sample key) alone.
 from __future__ import annotations
 
 import hashlib
-import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +112,3 @@ class Pictures(Dataset):
 def keyed(*parts: Any) -> int:
     """A seed that depends on the parts alone, whatever worker or process asks."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def quiet_worker(number: int) -> None:
-    """A loader's worker leaves interruptions to its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -179,3 +179,9 @@ def length(recipe: dict[str, Any], samples: int) -> Length:
     steps = recipe["steps"] or max(1, int(recipe["epochs"] * samples / batch + 1e-6))
     prelude = round(recipe["schedule"]["prelude"] * samples / batch)
     return Length(samples=samples, batch_size=batch, prelude=prelude, main=steps)
+
+
+def asked_epochs(recipe: dict[str, Any], run: Length) -> float:
+    """The epochs that durations are shares of: those asked for, of which a part of a batch is lost
+    at the end, or what the asked steps come to."""
+    return run.epochs if recipe["steps"] else recipe["epochs"]

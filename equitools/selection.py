@@ -101,9 +101,11 @@ def keep_classes(source: Source, wanted: list[str] | None) -> Source:
 
 
 def hold_out(source: Source, share: float, seed: int) -> Source:
-    """Move a seeded share of train, the same of every class, to val; at least one of a class.
+    """Move a seeded share of train, the same of every class, to val; each class keeps one at least.
 
-    Raises UsageError for a share outside of [0, 1) or when there is a val split already.
+    Where every class has one image, the draw is over all images, and a note says so. Raises
+    UsageError for a share outside of [0, 1) or when there is a val split already, DataError when
+    there is one image.
     """
     if not 0 <= share < 1:
         raise UsageError(f"shard.holdout={share}; it is a share of train, from 0 to below 1")
@@ -111,12 +113,17 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
         return source
     if "val" in source.splits:
         raise UsageError("shard.holdout makes a val split, but this source has one; leave it out")
-    held, kept = _divide(source.splits["train"], share, seed, "holdout")
-    if not kept or not held:
-        raise DataError(
-            f"shard.holdout={share} of {len(held) + len(kept)} images leaves a split empty"
+    train, notes = source.splits["train"], list(source.notes)
+    held, kept = _divide(train, share, seed, "holdout", spare=1)
+    if not held:
+        held, kept = _divide(train, share, seed, "holdout", spare=1, by_class=False)
+        notes.append(
+            f"holdout={share}: every class has one image, so {len(held)} of {len(train)} are drawn"
+            " over all of them, and train lacks the classes of val"
         )
-    return replace(source, splits={"train": kept, "val": held})
+    if not held:
+        raise DataError(f"shard.holdout={share} of {len(train)} image leaves a split empty")
+    return replace(source, splits={"train": kept, "val": held}, notes=notes)
 
 
 def take_fraction(source: Source, share: float, seed: int) -> Source:
@@ -130,16 +137,25 @@ def take_fraction(source: Source, share: float, seed: int) -> Source:
 
 
 def _divide(
-    samples: list[Sample], share: float, seed: int, purpose: str
+    samples: list[Sample],
+    share: float,
+    seed: int,
+    purpose: str,
+    spare: int = 0,
+    by_class: bool = True,
 ) -> tuple[list[Sample], list[Sample]]:
-    """(the share, the rest), class by class, each in the order it came."""
+    """(the share, the rest), class by class, each in the order it came.
+
+    The share takes at least one of a class, and leaves at least `spare`.
+    """
     classes = defaultdict(list)
     for one in samples:
-        classes[one.label].append(one)
+        classes[one.label if by_class else -1].append(one)
     taken = set()
     for members in classes.values():
         ranked = sorted(members, key=lambda one: rank(seed, purpose, one.file))
-        taken |= {one.file for one in ranked[: max(1, round(share * len(ranked)))]}
+        count = min(max(1, round(share * len(ranked))), len(ranked) - spare)
+        taken |= {one.file for one in ranked[:count]}
     return [s for s in samples if s.file in taken], [s for s in samples if s.file not in taken]
 
 

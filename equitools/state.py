@@ -64,7 +64,7 @@ def restore(
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for one step of one rank (drop path is all that draws from it)."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
 def heads(learner: nn.Module) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ def run(request: Request) -> dict[str, Any] | None:
     settings = settle_device(settings)
     index = shards.open_split(request.document, "train")
     length = recipe.length(settings, len(index))
-    fractions = durations(settings, length.epochs)
+    fractions = durations(settings, recipe.asked_epochs(settings, length))
     identity = identify(settings, request.document)
     out = request.choose_out(Path("runs") / identity[:12])
     if (done := frame.finished(out, identity)) is not None:
@@ -170,9 +170,9 @@ def train(
     model = build(settings)
     loop.exported(settings, model, model.encoder if model.needs_target else None)
     plan = augment.plan(settings["views"])
-    slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
     if parallel.world_size() > 1 and device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
     model.to(device)
     optimizer = loop.make_optimizer(settings, model)
     start = 0
@@ -204,7 +204,7 @@ def train(
     waited, begun = 0.0, time.perf_counter()
     with stop_requests() as asked, progress(request, length, start) as bar:
         for step in range(start, length.steps):
-            if step == length.prelude and step > start:
+            if 0 < step == length.prelude:
                 optimizer = loop.make_optimizer(settings, model)  # fresh moments for the run
             done, epoch = length.done(step), length.epoch(step)
             rate = loop.set_rates(optimizer, settings, length, fractions["warmup_epochs"], step)
@@ -246,7 +246,8 @@ def train(
                 line["waited"] = waited / elapsed
             words: list[str] = []
             if seen % settings["watch_every"] == 0 or seen == length.steps:
-                line["watch"], words = loop.look(settings, model, record, parts)
+                with accelerator.autocast():
+                    line["watch"], words = loop.look(settings, model, record, parts)
             if main and loop.crossed(settings["knn_every"], length, step):
                 line["knn"] = loop.nearest_neighbors(
                     settings, request.document, index, slow or model.encoder
@@ -259,14 +260,17 @@ def train(
             bar.advance(1, **({"loss": f"{line['loss']:.4f}"} if "loss" in line else {}))
             for sentence in words:
                 request.say(f"step {seen}: {sentence}")
-            if words and settings["on_collapse"] == "stop":
+            stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(words), device)
+            leave = seen < length.steps and parallel.any_across(bool(asked), device)
+            due = seen % settings["checkpoint_every"] == 0
+            if seen < length.steps and (stop or leave or due):
                 save(seen)
-                raise NumericalError(f"step {seen}: {words[0]} (on_collapse=stop; state saved)")
-            if parallel.any_across(bool(asked), device):
-                save(seen)
+            if stop:
+                what = words[0] if words else "another process sees a collapse"
+                raise NumericalError(f"step {seen}: {what} (on_collapse=stop)")
+            if leave:
                 raise Interrupted(f"saved at step {seen} in {out}; run the same command again")
-            if seen % settings["checkpoint_every"] == 0 and seen < length.steps:
-                save(seen)
+    last["platform"] = loop.platform(settings)  # ending the training leaves the process group
     accelerator.end_training()
     if log is not None:
         log.close()
@@ -290,7 +294,7 @@ def describe(
     length: Any,
 ) -> dict[str, Any]:
     """The manifest of the finished run; its resume file has served."""
-    from equitools import loop, state
+    from equitools import state
 
     document = dict(request.document)
     document["kind"] = "checkpoint"
@@ -300,12 +304,12 @@ def describe(
     scores |= {f"pretrain/watch/{name}": value for name, value in facts.get("watch", {}).items()}
     scores |= {f"pretrain/knn/{name}": value for name, value in facts.get("knn", {}).items()}
     document["scores"] = {**document.get("scores", {}), **scores}
-    (out / state.RESUME).unlink(missing_ok=True)
+    request.afterwards.append(lambda: (out / state.RESUME).unlink(missing_ok=True))
     return request.record(
         document, identity, steps=length.steps, prelude_steps=length.prelude,
         epochs=length.epochs, samples=length.steps * length.batch_size,
         encoder=facts["export"], collapse=facts["words"] or "none seen",
-        **loop.platform(settings),
+        **facts["platform"],
     )  # fmt: skip
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import frame, lineage, manifest, names, papers, tables
+from equitools import frame, lineage, manifest, names, papers, runs, tables
 from equitools.errors import DataError, EquiError, UsageError
 from equitools.frame import Program, Request
-from equitools.log import read_lines
 
 Format = Literal["md", "csv", "latex"]
 
@@ -22,7 +21,8 @@ Each document of the stream is a row. What is said goes to stdout; figures and C
 
 \b
 table     scores: scores=probe/*/top1,… chooses, format=md|csv|latex
-table1    magnitudes of heads and representations while a run trained (CLeVER, Table 1)
+table1    magnitudes of heads and representations while a run trains (CLeVER, Table 1); also of a
+          folder whose run is not finished
 table2    the paper's Table 2 with our numbers beside it: scale=mini|small|paper
 curves    losses, rates and the collapse watch over epochs, as a picture
 views     the views that a recipe makes of some pictures, with their parameters
@@ -54,10 +54,13 @@ def table1(
     request: Request,
     *,
     epochs: list[float] = [],  # noqa: B006
-    metrics: str | None = None,
+    metrics: list[str] = [],  # noqa: B006
     format: Format = "md",
 ) -> str:
-    """log10 of heads (Σp²) and representations (mean |z|) by epoch, the paper's rows below."""
+    """log10 of heads (Σp²) and representations (mean |z|) by epoch, the paper's rows below.
+
+    metrics: files metrics.jsonl of runs that have no manifest, because they are not finished.
+    """
     layer = _table(request, "table1")
     rows: list[list[Any]] = []
     for name, lines in _runs(request, metrics).items():
@@ -65,10 +68,14 @@ def table1(
         if not found:
             raise DataError(f"{name}: no watch step in its metrics; recipe.watch_every sets them")
         chosen = papers.at_epochs(found, epochs or papers.usual_epochs(found))
-        status = papers.verdict(found)
-        rows += [[name, f"{row['epoch']:.4g}", *_heads(row), status] for row in chosen]
-    rows += [[row["run"], row["epoch"], *_heads(row), ""] for row in layer["rows"]]
-    text = tables.render(["run", "epoch", *papers.HEADS, "status"], rows, format)
+        rows += [
+            [name, f"{row['epoch']:.4g}", int(row["step"]), *_heads(row), papers.verdict(row)]
+            for row in chosen
+        ]
+    rows += [
+        [row["run"], row["epoch"], None, *_heads(row), papers.verdict(row)] for row in layer["rows"]
+    ]
+    text = tables.render(["run", "epoch", "step", *papers.HEADS, "status"], rows, format)
     return f"{layer['caption']}\n\n{text}" if format == "md" else text
 
 
@@ -145,19 +152,19 @@ def _table(request: Request, name: str) -> dict[str, Any]:
 # --- Figures ---------------------------------------------------------------------------------
 
 
-def curves(request: Request, *, metrics: str | None = None) -> str:
+def curves(request: Request, *, metrics: list[str] = []) -> str:  # noqa: B006
     """Draw DIR/curves.png from the metrics of the runs; prints where it is."""
     from equitools import figures
 
-    runs = _runs(request, metrics)
+    found = _runs(request, metrics)
     where = request.choose_out(request.out or _home(request, metrics))
-    return f"{figures.curves(runs, where / 'curves.png')}\n"
+    return f"{figures.curves(found, where / 'curves.png')}\n"
 
 
-def _home(request: Request, metrics: str | None) -> Path:
+def _home(request: Request, metrics: list[str]) -> Path:
     """The folder of the first run's metrics."""
-    if metrics is not None:
-        return Path(metrics).parent
+    if metrics and not request.documents:
+        return Path(metrics[0]).parent
     return Path(_documents(request)[0]["files"]["metrics"]["path"]).parent
 
 
@@ -246,24 +253,9 @@ def _documents(request: Request) -> list[dict[str, Any]]:
     return request.documents
 
 
-def _runs(request: Request, metrics: str | None) -> dict[str, list[dict[str, Any]]]:
-    """{name: lines of metrics.jsonl} of every document that knows its metrics, or of one file."""
-    if metrics is not None:
-        if not Path(metrics).is_file():
-            raise DataError(f"no file {metrics}")
-        return {metrics: read_lines(Path(metrics))}
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for document in _documents(request):
-        entry = (document.get("files") or {}).get("metrics")
-        if entry is None:
-            raise DataError("a document has no files.metrics; equi-pretrain writes them")
-        words = tables.described(document)
-        name = " ".join(
-            word for word in (words["method"], words["backbone"], words["data"]) if word
-        )
-        label = name if name not in runs else f"{name} ({len(runs) + 1})"
-        runs[label] = read_lines(manifest.locate(entry, "metrics"))
-    return runs
+def _runs(request: Request, metrics: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """{name: lines of metrics.jsonl} of every document, then of metrics files."""
+    return runs.metrics(request.documents if metrics else _documents(request), metrics)
 
 
 PROGRAM = Program(
@@ -273,9 +265,14 @@ PROGRAM = Program(
 
 
 def spell_out(words: Sequence[str]) -> list[str]:
-    """Words as the frame reads them: a run folder ends with a slash, and `why KEY` is
-    `why score=KEY`, since the name of a score looks like a path and is none."""
+    """Words as the frame reads them: a run folder ends with a slash, the metrics of one that is
+    not finished are `metrics=`, and `why KEY` is `why score=KEY`, since the name of a score looks
+    like a path and is none."""
+    unfinished = [w for w in words if not w.startswith("-") and runs.unfinished(Path(w))]
     found = [f"{w}/" if Path(w, "manifest.yaml").is_file() else w for w in words]
+    found = [word for word in found if word not in unfinished]
+    if unfinished:
+        found.append("metrics=" + ",".join(str(Path(w, "metrics.jsonl")) for w in unfinished))
     for i, word in enumerate(found[:-1]):
         score = found[i + 1]
         if word == "why" and not re.match(r"-|[\w.]+=", score) and not score.endswith(".yaml"):

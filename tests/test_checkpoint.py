@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from equitools import backbones, checkpoint
+from equitools import backbones, checkpoint, state
 from equitools.errors import DataError
 
 
@@ -110,3 +110,8 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(kind):
     step(again, restored, 9)
     assert cursor == {"step": 3}
     assert torch.equal(model.weight, again.weight)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**63])
+def test_every_seed_can_seed_a_step(seed):
+    state.seed_step(seed, 10**7, 7)

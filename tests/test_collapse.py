@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from toys import small, toy_step
 
-from equitools import collapse, optim, parts
+from equitools import collapse, loop, optim, parts
 from equitools.equivariance import clever, ddcl
 from equitools.heads import simsiam_predictor, simsiam_projector
+from equitools.learner import Learner
 from equitools.objectives import simsiam
+from equitools.recipe import Length
 
 
 def decay_law(rates, *, weight_decay=1e-4, momentum=0.9, start=1.0):
@@ -66,6 +68,41 @@ def test_heads_without_gradient_decay_by_the_law_over_more_than_eight_decades():
     predicted = [found[0] + 2 * math.log10(factor) for factor in factors]
     assert found[-1] < found[0] - 8
     assert found == pytest.approx(predicted, abs=1e-3)
+
+
+def test_heads_of_a_learner_decay_by_the_law_through_prelude_and_schedule():
+    """The recipe's own optimizer and rates, momentum afresh after the prelude, a constant rate for
+    the predictor: with an EF gradient of zero h_V is the law's, whatever the IR part learns."""
+    torch.manual_seed(0)
+    objective = simsiam(16, dim=24, hidden=8, freeze_bias=False)
+    term = ddcl(4, objective, regularization=0.0)
+    model = Learner(nn.Identity(), objective, {"ddcl": term}, {"ddcl": 0.0})
+    knobs = {"name": "sgd", "lr": 2.0, "min_lr": 0.0, "weight_decay": 5e-3, "decay_bias": True}
+    settings = {"batch_size": 64, "optimizer": optim.optimizer_settings(**knobs)}
+    length = Length(samples=64 * 50, batch_size=64, prelude=100, main=700)
+    start = [math.log10(power(head)) for head in term.heads()]
+    rates: list[list[float]] = [[], []]  # of the projector, of the predictor
+    for step in range(length.steps):
+        if step in (0, length.prelude):
+            optimizer = loop.make_optimizer(settings, model)
+        loop.set_rates(optimizer, settings, length, 0.0, step)
+        for found, constant in zip(rates, (False, True), strict=True):
+            found += [g["lr"] for g in optimizer.param_groups if g["constant"] == constant][:1]
+        optimizer.zero_grad()
+        record = toy_step(objective, local=0, slow=False, seed=step)
+        losses = objective(record) | {name: 0.0 * loss for name, loss in term(record).items()}
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
+        optimizer.step()
+    for head, first, found in zip(term.heads(), start, rates, strict=True):
+        factor = decay_law(found[: length.prelude], weight_decay=5e-3)[-1]
+        factor = decay_law(found[length.prelude :], weight_decay=5e-3, start=factor)[-1]
+        assert math.log10(power(head)) == pytest.approx(first + 2 * math.log10(factor), abs=1e-3)
+    assert term.diagnostics(record)["h_V"] < math.log10(sum(10**first for first in start)) - 8
+
+
+def power(head):
+    """Σp² in float64."""
+    return sum(float(p.detach().double().square().sum()) for p in head.parameters())
 
 
 def test_l_preg_prevents_the_decay():

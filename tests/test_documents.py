@@ -102,3 +102,8 @@ def test_paths_and_tuples_are_written_and_objects_refused():
 def test_values_that_repeat_are_written_out():
     shared = {"x": 1}
     assert "*" not in manifest.dump({"a": shared, "b": shared})
+
+
+def test_a_manifest_cut_inside_a_line_says_that_it_may_be_cut_short():
+    with pytest.raises(DataError, match="cut short"):
+        manifest.load("---\nfiles: {encoder: {path: /a", "stdin")

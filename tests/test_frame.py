@@ -81,6 +81,15 @@ def test_a_folder_below_a_file_is_refused_before_stdin_is_read(tmp_path):
     assert f"{tmp_path / 'file'}: not a folder" in only_line(result)
 
 
+def test_the_folder_of_another_stage_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.yaml").write_text(GIVEN)
+    result = toy("-o", "out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "is the folder of equi-pretrain" in only_line(result)
+    assert (tmp_path / "out" / "manifest.yaml").read_text() == GIVEN
+
+
 def test_a_folder_in_use_is_refused_by_name(tmp_path):
     (tmp_path / "out").mkdir()
     with frame.lock(tmp_path / "out"):

@@ -68,3 +68,12 @@ def test_every_default_is_written_back_and_resolving_again_changes_nothing():
 def test_what_no_signature_knows_is_refused(changes, says):
     with pytest.raises(UsageError, match=says):
         recipe(**changes)
+
+
+def test_simsiam_sees_the_batch_statistics_of_each_view_by_itself():
+    torch.manual_seed(0)
+    encoder = learner.build(recipe()).encoder.train()
+    apart = learner.encode(encoder, views()[:2], apart=True)
+    torch.testing.assert_close(apart[0].pooled, encoder(views()[0].image).pooled)
+    together = learner.encode(encoder, views()[:2])
+    assert not torch.allclose(together[0].pooled, apart[0].pooled)

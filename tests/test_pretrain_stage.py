@@ -6,6 +6,7 @@ One tiny data set and seconds of training; every claim is about equality, exit c
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,39 @@ def pretrain(*words, cwd, **knobs):
 def started(*words, cwd):
     return subprocess.Popen(
         [BIN / "equi-pretrain", *map(str, words)], cwd=cwd, env=ENVIRONMENT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+# The stage with something happening at a given step, so that it happens there every time.
+DISTURBED = """
+import os, signal, sys
+from equitools import loop
+from equitools.stages.pretrain import main
+
+step_of, event = int(sys.argv.pop(1)), sys.argv.pop(1)
+set_rates, look = loop.set_rates, loop.look
+
+def disturbed(optimizer, settings, length, warmup, step):
+    if step == step_of:
+        os._exit(9) if event == "crash" else os.kill(os.getpid(), signal.SIGTERM)
+    return set_rates(optimizer, settings, length, warmup, step)
+
+def blind(*given):
+    return look(*given)[0], ["it has collapsed"] if os.environ.get("RANK", "0") == "1" else []
+
+if event == "collapse":
+    loop.look = blind
+else:
+    loop.set_rates = disturbed
+main()
+"""
+
+
+def disturbed(step, event, *words, cwd, environment=ENVIRONMENT):
+    command = [sys.executable, "-c", DISTURBED, str(step), event, *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -125,6 +159,53 @@ def test_sigterm_saves_and_asks_to_be_run_again(unbroken, shards, tmp_path):
     assert "run the same command again" in errors
     assert pretrain(*words, cwd=tmp_path).returncode == 0
     assert_same(unbroken[0], tmp_path / "run")
+
+
+def test_a_run_killed_where_the_prelude_ends_starts_the_run_with_fresh_moments(shards, tmp_path):
+    words = [shards, "simsiam", "ddcl", "resnet-mini", "batch_size=16", "schedule.prelude=1"]
+    words += ["steps=4", "checkpoint_every=5", "workers=0"]
+    whole = pretrain(*words, "-o", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    process = disturbed(7, "crash", *words, "-o", "broken", cwd=tmp_path)
+    assert process.wait(timeout=60) == 9
+    again = pretrain(*words, "-o", "broken", cwd=tmp_path)
+    assert "resumed at step 5" in again.stderr
+    assert_same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_sigterm_in_the_last_step_lets_the_run_finish(unbroken, shards, tmp_path):
+    words = [shards, *MINI, "steps=24", "checkpoint_every=1000", "-o", "run"]
+    process = disturbed(23, "terminate", *words, cwd=tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert_same(unbroken[0], tmp_path / "run")
+
+
+def test_a_collapse_that_one_of_two_processes_sees_stops_both(shards, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = [shards, *MINI, "steps=12", "device=cpu", "workers=0", "on_collapse=stop", "-o", "run"]
+    members = [
+        disturbed(0, "collapse", *words, cwd=tmp_path,
+                  environment=ENVIRONMENT | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in members]
+    finally:
+        for process in members:
+            process.kill()
+    assert [process.returncode for process in members] == [4, 4], errors
+    assert (tmp_path / "run" / "resume.safetensors").exists()
+
+
+@pytest.mark.parametrize("backbone", ["resnet-mini", "vit-mini"])
+def test_the_watch_reads_what_a_bf16_run_has_made(shards, tmp_path, backbone):
+    words = [shards, "dino", "clever", backbone, *MINI[3:], "steps=4", "precision=bf16"]
+    found = pretrain(*words, "-o", "run", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
 
 
 def test_two_processes_train_save_and_resume(shards, tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from asking import ENVIRONMENT, ask, make_chain, write
+from asking import BIN, ENVIRONMENT, ask, make_chain, write
 from equitools.stages.probe import PROGRAM
 from safetensors.torch import load_file
 
@@ -158,6 +158,21 @@ def test_files_that_do_not_match_are_refused(chain, tmp_path, name, change, said
         ask(PROGRAM, write(document, tmp_path / "wrong.yaml"), "knn", out=tmp_path / "out")
     assert refused.value.code == 3
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_or_shared_memory_is_one_line_and_leaves_no_manifest(chain, tmp_path, workers):
+    command = f"ulimit -f 8; exec {BIN}/equi-probe knn {chain} workers={workers} -o {tmp_path}/out"
+    found = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stdout) == (1, "")
+    said = [line for line in found.stderr.splitlines() if line.startswith("equi-probe:")]
+    assert len(said) == 1
+    assert ("/dev/shm is full" if workers else "cannot write") in said[0]
+    assert "Traceback" not in found.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_help_does_not_import_torch():

@@ -3,7 +3,14 @@
 import pytest
 
 from equitools.errors import UsageError
-from equitools.recipe import Length, apply_defaults, length, run_settings, share
+from equitools.recipe import (
+    Length,
+    apply_defaults,
+    asked_epochs,
+    length,
+    run_settings,
+    share,
+)
 
 MINI = {
     "epochs": 20,
@@ -56,3 +63,10 @@ def test_a_prelude_is_added_to_the_run_and_not_counted():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UsageError):
         run_settings(**wrong)
+
+
+def test_a_warm_up_as_long_as_the_run_is_not_too_long_for_a_lost_part_of_a_batch():
+    recipe = {"epochs": 1.0, "steps": None, "batch_size": 64, "schedule": {"prelude": 0}}
+    run = length(recipe, 1437)
+    assert run.epochs < 1
+    assert share(1, asked_epochs(recipe, run), "x") == 1

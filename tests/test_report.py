@@ -105,7 +105,20 @@ def test_table1_shows_the_collapse_beside_the_paper_s(run: Path) -> None:
     assert "-21.10" in out
     missing = run / "metrics.jsonl"
     alone, _ = ask("table1", f"metrics={missing}", "epochs=10", "format=csv")
-    assert alone.splitlines()[1].split(",")[1:4] == ["10", "-7.00", "2.00"]
+    assert alone.splitlines()[1].split(",")[1:5] == ["10", "100", "-7.00", "2.00"]
+
+
+def test_table1_and_curves_read_a_run_that_is_not_finished(run: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    whole = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (started / "metrics.jsonl").write_text("".join(whole[:5]) + whole[5][:20])
+    out, _ = ask("table1", started, run, "epochs=5,10", "format=csv")
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if "paper" not in row["run"]]
+    assert [row["step"] for row in rows] == ["50", "100", "50"]
+    assert rows[-1]["run"] == f"{started} (not finished)"
+    assert rows[-1]["h_V"] == rows[0]["h_V"] == "-2.00"
+    assert ask("curves", started)[0] == f"{started / 'curves.png'}\n"
 
 
 def test_why_prints_the_way_from_a_score_to_the_shards(run: Path) -> None:

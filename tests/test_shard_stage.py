@@ -256,6 +256,22 @@ def test_a_held_out_split_is_the_same_for_every_fraction(tmp_path: Path) -> None
     assert names(select(root, holdout=0.1, fraction=0.5), "val") == names(source, "val")
 
 
+def test_a_held_out_split_leaves_every_class_in_train(tmp_path: Path) -> None:
+    source = select(make_folder(tmp_path / "set", {"a": 1, "b": 3}), holdout=0.9)
+    assert {one.label for one in source.splits["train"]} == {0, 1}
+    assert len(names(source, "val")) == 2
+
+
+def test_one_image_a_class_is_held_out_over_all_images_and_says_so(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", dict.fromkeys("abcdefghij", 1))
+    source = select(root, holdout=0.2)
+    assert [len(names(source, split)) for split in ("train", "val")] == [8, 2]
+    assert "train lacks the classes of val" in source.notes[-1]
+    assert names(select(root, holdout=0.2), "val") == names(source, "val")
+    with pytest.raises(DataError, match="leaves a split empty"):
+        select(make_folder(tmp_path / "one", {"a": 1}), holdout=0.5)
+
+
 def test_holdout_is_for_sources_without_val(folder: Path) -> None:
     with pytest.raises(UsageError, match="has one"):
         select(folder, holdout=0.1)

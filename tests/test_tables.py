@@ -154,8 +154,9 @@ def test_table1_is_log10_of_heads_and_representations() -> None:
     usual = papers.at_epochs(rows, papers.usual_epochs(rows))
     assert [row["epoch"] for row in usual] == [1.0, 3.0, 5.0, 8.0, 10.0]
     assert [r["epoch"] for r in papers.at_epochs(rows, [2, 5, 400])] == [2.0, 5.0]
-    assert papers.verdict(rows) == "collapse / trivial solution"
-    assert papers.verdict(rows[:2]) == "similar projection"
+    assert papers.verdict(rows[-1]) == "collapse / trivial solution"
+    assert papers.verdict(rows[1]) == "similar projection"
+    assert papers.verdict(rows[-1] | {"z_I": -3.5}) == "both parts collapse"
 
 
 def test_the_way_back_from_a_score_reaches_the_shards() -> None:

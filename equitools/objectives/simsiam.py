@@ -29,6 +29,7 @@ class SimSiam(nn.Module):
     actions: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     exports = "online"
+    apart = True  # the released code calls the network once a view: batch norm sees one at a time
     pairs = "projector"
 
     def __init__(
