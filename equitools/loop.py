@@ -102,6 +102,17 @@ def look(
     return readings, collapse.describe(readings, losses)
 
 
+def note(noted: dict[str, str], words: list[str], step: int) -> list[str]:
+    """Keep what the watch says for the first time, with its step; returns what is new.
+
+    Sentences are the same when they differ in their numbers only, which stand after the colon.
+    """
+    fresh = {word.split(":")[0]: f"step {step}: {word}" for word in words}
+    fresh = {kind: said for kind, said in fresh.items() if kind not in noted}
+    noted |= fresh
+    return list(fresh.values())
+
+
 def flat(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """A nested line of metrics as `a/b: number`, for trackers."""
     found: dict[str, float] = {}

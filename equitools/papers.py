@@ -268,7 +268,7 @@ def verdict(row: dict[str, float]) -> str:
     """
     if "h_V" not in row or "h_I" not in row:
         return "one head"
-    z_I, z_V = row.get("z_I", 0.0), row.get("z_V", 0.0)  # noqa: N806
+    z_I, z_V = row.get("z_I", 0.0), row.get("z_V", 0.0)
     if z_I < -3 and z_V < -3:
         return "both parts collapse"
     gap = max(row["h_I"] - row["h_V"], z_I - z_V)

@@ -175,9 +175,9 @@ def train(
     slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
     model.to(device)
     optimizer = loop.make_optimizer(settings, model)
-    start = 0
+    start, noted = 0, {}
     if (saved := state.restore(out, identity, model, slow)) is not None:
-        start = saved[0]["step"]
+        start, noted = saved[0]["step"], saved[0]["noted"]
         checkpoint.load_optimizer(optimizer, saved[1])
         request.say(f"resumed at step {start}")
     wrapped = accelerator.prepare_model(model)
@@ -198,7 +198,8 @@ def train(
     def save(step: int) -> None:
         parallel.barrier()
         if main:
-            state.save(out, {"step": step, "identity": identity}, model, slow, optimizer)
+            cursor = {"step": step, "identity": identity, "noted": noted}
+            state.save(out, cursor, model, slow, optimizer)
 
     last: dict[str, Any] = {}
     waited, begun = 0.0, time.perf_counter()
@@ -244,10 +245,11 @@ def train(
                 line["lr"] = rate
                 line["images_per_second"] = (seen - start) * settings["batch_size"] / elapsed
                 line["waited"] = waited / elapsed
-            words: list[str] = []
+            fresh: list[str] = []
             if seen % settings["watch_every"] == 0 or seen == length.steps:
                 with accelerator.autocast():
                     line["watch"], words = loop.look(settings, model, record, parts)
+                fresh = loop.note(noted, words, seen)
             if main and loop.crossed(settings["knn_every"], length, step):
                 line["knn"] = loop.nearest_neighbors(
                     settings, request.document, index, slow or model.encoder
@@ -258,16 +260,16 @@ def train(
                 accelerator.log(loop.flat(line), step=seen)
             last |= line
             bar.advance(1, **({"loss": f"{line['loss']:.4f}"} if "loss" in line else {}))
-            for sentence in words:
-                request.say(f"step {seen}: {sentence}")
-            stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(words), device)
+            for sentence in fresh:
+                request.say(sentence)
+            stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(fresh), device)
             leave = seen < length.steps and parallel.any_across(bool(asked), device)
             due = seen % settings["checkpoint_every"] == 0
             if seen < length.steps and (stop or leave or due):
                 save(seen)
             if stop:
-                what = words[0] if words else "another process sees a collapse"
-                raise NumericalError(f"step {seen}: {what} (on_collapse=stop)")
+                what = fresh[0] if fresh else f"step {seen}: another process sees a collapse"
+                raise NumericalError(f"{what} (on_collapse=stop)")
             if leave:
                 raise Interrupted(f"saved at step {seen} in {out}; run the same command again")
     last["platform"] = loop.platform(settings)  # ending the training leaves the process group
@@ -276,7 +278,7 @@ def train(
         log.close()
         last["files"] = loop.write_outputs(settings, model, slow, out)
     last["export"] = loop.exported(settings, model, slow)[0]
-    last["words"] = words
+    last["words"] = list(noted.values())
     return last
 
 
