@@ -53,9 +53,11 @@ def test_a_finished_stage_whose_files_are_gone_works_again(tmp_path):
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
 def test_a_killed_stage_leaves_no_manifest(tmp_path, number, code):
+    # A suite that runs in the background has SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
-        [*TOY, "sleep=60", "-o", "out"], stdin=-1, stdout=-1, stderr=-1, text=True, cwd=tmp_path
-    )
+        [*TOY, "sleep=60", "-o", "out"], stdin=-1, stdout=-1, stderr=-1, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     process.stdin.write(GIVEN)
     process.stdin.close()
     while "working" not in process.stderr.readline():
