@@ -199,7 +199,9 @@ def epochs(document: dict[str, Any]) -> str:
     runs = [r for r in document.get("history") or [] if r.get("stage") == "pretrain"]
     asked = (document.get("recipe") or {}).get("epochs")
     said = runs[-1].get("epochs", asked) if runs else asked
-    return "" if said is None or encoder(document) else f"{said:g}" if said >= 1 else f"{said:.2g}"
+    if said is None or encoder(document):
+        return ""
+    return f"{round(said, 1):g}" if said >= 1 else f"{said:.2g}"
 
 
 def data(document: dict[str, Any]) -> str:
