@@ -39,6 +39,14 @@ class Pixels(nn.Module):
         return {"architecture": "pixels", "num_features": self.dim, "pretrained_cfg": picture}
 
 
+def folder(document: dict[str, Any], wanted: str | None, name: str) -> Path:
+    """Where scores go: beside the document's own encoder if that is still there, else runs/."""
+    entry = document.get("files", {}).get("encoder")
+    if wanted is None and entry and (home := Path(entry["path"]).parent).is_dir():
+        return home / name
+    return Path("runs") / name
+
+
 def find(
     document: dict[str, Any], wanted: str | None, *, seed: int = 0, pretrained: bool = False
 ) -> tuple[Any, str]:

@@ -137,6 +137,20 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(-1)
 
 
+def entropies(assignments: Sequence[Tensor]) -> dict[str, float]:
+    """Signs of collapse in a slow network's assignments, a list of probabilities b K, in nats.
+
+    teacher_entropy near uniform_entropy (ln K) is a uniform collapse; mean_entropy, of the batch's
+    mean assignment, near 0 is a collapse onto one prototype.
+    """
+    rows = torch.cat(list(assignments))
+    return {
+        "teacher_entropy": float(entropy(rows).mean()),
+        "mean_entropy": float(entropy(rows.mean(0))),
+        "uniform_entropy": math.log(rows.shape[-1]),
+    }
+
+
 def magnitude(
     head: nn.Module, *, norm: Norm = "squared", scale_free: ScaleFree = "keep", gains: bool = True
 ) -> Tensor:

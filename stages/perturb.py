@@ -86,7 +86,9 @@ def run(request: Request) -> dict[str, Any] | None:
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     heads = document["files"].get("probe.heads", {}).get("digest")
     identity = manifest.identity("perturb", matters, probe, weights, index.digest, heads)
-    out = request.out or request.choose_out(folder(document, probe, identity))
+    out = request.out or request.choose_out(
+        encoders.folder(document, probe["encoder"], f"perturb-{identity[:8]}")
+    )
     if (done := frame.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
@@ -124,15 +126,6 @@ def probe_of(document: dict[str, Any]) -> dict[str, Any]:
             " equi-probe linear (or knn) first, as in equi-probe linear | equi-perturb grid"
         )
     return probe
-
-
-def folder(document: dict[str, Any], probe: dict[str, Any], identity: str) -> Path:
-    """Beside the encoder where it is the document's and its folder exists, else under runs/."""
-    name = f"perturb-{identity[:8]}"
-    entry = document.get("files", {}).get("encoder")
-    if probe["encoder"] is None and entry and (home := Path(entry["path"]).parent).is_dir():
-        return home / name
-    return Path("runs") / name
 
 
 def find_judge(

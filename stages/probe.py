@@ -74,7 +74,11 @@ def run(request: Request) -> dict[str, Any] | None:
     digests = {split: index.digest for split, index in splits.items()}
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     identity = manifest.identity("probe", matters, weights, digests)
-    out = request.out or request.choose_out(folder(request.document, settings, identity))
+    out = request.out or request.choose_out(
+        encoders.folder(
+            request.document, settings["encoder"], f"probe-{settings['eval']}-{identity[:8]}"
+        )
+    )
     if (done := frame.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
@@ -149,15 +153,6 @@ def check_classes(splits: dict[str, Any]) -> None:
             f"the train split has {len(train)} classes and the val split {len(val)}, and they"
             f" differ ({', '.join(map(str, odd))}); probing needs the same list"
         )
-
-
-def folder(document: dict[str, Any], settings: dict[str, Any], identity: str) -> Path:
-    """Beside the encoder where it is the document's and its folder exists, else under runs/."""
-    name = f"probe-{settings['eval']}-{identity[:8]}"
-    entry = document.get("files", {}).get("encoder")
-    if settings["encoder"] is None and entry and (home := Path(entry["path"]).parent).is_dir():
-        return home / name
-    return Path("runs") / name
 
 
 def extract(

@@ -10,7 +10,6 @@ K = 65536, so it would do nothing).
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -110,12 +109,8 @@ class CLeVER(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: entropies against ln K, log10 Σp² of the EF head, mean |z|."""
-        targets = self.assignments(step)
-        mean = torch.cat(targets).mean(0)
         return {
-            "teacher_entropy": float(parts.entropy(torch.cat(targets)).mean()),
-            "mean_entropy": float(parts.entropy(mean)),
-            "uniform_entropy": math.log(len(mean)),
+            **parts.entropies(self.assignments(step)),
             "h_V": parts.log_power(self.heads()),
             "z_V": parts.mean_size([features.equivariant for features in step.online]),
         }

@@ -9,7 +9,6 @@ with i over the two global views that the slow network sees and v over all views
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -118,17 +117,9 @@ class DINO(nn.Module):
 
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: entropies against ln K, log10 Σp² of the head, mean |z|.
-
-        teacher_entropy near uniform_entropy is a uniform collapse; mean_entropy (of the batch's
-        mean assignment) near 0 is a collapse onto one prototype.
-        """
-        targets = self.assignments(step)
-        mean = torch.cat(targets).mean(0)
+        """Signs of collapse: entropies against ln K, log10 Σp² of the head, mean |z|."""
         return {
-            "teacher_entropy": float(parts.entropy(torch.cat(targets)).mean()),
-            "mean_entropy": float(parts.entropy(mean)),
-            "uniform_entropy": math.log(len(mean)),
+            **parts.entropies(self.assignments(step)),
             "h_I": parts.log_power(self.heads()),
             "z_I": parts.mean_size([features.invariant for features in step.online]),
         }
