@@ -113,6 +113,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 test: lint  ## set up everything, check the code, run the tests
+	unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES VENV PYTHON; \
 	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} "$(BIN)/python" -m pytest -n 2
 
 lint: | $(ready)  ## ruff and mypy

@@ -48,7 +48,9 @@ def make(
     project: Path, *words: str, code: int = 0, own: bool = False
 ) -> subprocess.CompletedProcess:
     """Run make there, with the noting stages unless `own`; its exit code is checked."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    # The suite itself may run under `make test VENV=… PYTHON=…`, which make hands down.
+    ours = ("MAKE", "MFLAGS", "VENV", "PYTHON", "BIN", "DATA", "SCALE", "SEED", "ON_", "KEYS_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     noted = {"CALLS": str(project / "calls"), "TROUBLE": str(project / "trouble")}
     stages = [] if own else [f"BIN={project / 'bin'}"]
     done = subprocess.run(
