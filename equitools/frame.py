@@ -176,7 +176,7 @@ def _share(gather: Callable[[], Any]) -> Any:
     """Let rank 0 gather and tell the others; where it fails, all leave with its exit code."""
     if pipes.ranks() < 2:
         return gather()
-    from equitools.parallel import broadcast_object
+    from equitools.parallel import barrier, broadcast_object, stop
 
     outcome: tuple[Any, int] = (None, 0)
     failure: EquiError | None = None
@@ -186,6 +186,9 @@ def _share(gather: Callable[[], Any]) -> Any:
         except EquiError as error:
             failure, outcome = error, (None, error.code)
     value, code = broadcast_object(outcome)
+    if code:  # leave together: a rank whose store vanishes under it is aborted
+        barrier()
+        stop()
     if failure is not None:
         raise failure
     if code:
