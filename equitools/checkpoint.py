@@ -120,9 +120,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
         if int(index) >= len(parameters):
             raise UsageError("the saved optimizer has more parameters than this recipe's")
         parameter = parameters[int(index)]
-        # AdamW keeps its step counter on the CPU; moments live where their parameter lives.
-        place = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
-        optimizer.state[parameter][name] = place.clone()
+        # AdamW keeps its step counter on the CPU; moments lie in memory as their parameter does.
+        like = tensor if tensor.ndim == 0 else parameter
+        optimizer.state[parameter][name] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

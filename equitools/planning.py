@@ -1,4 +1,4 @@
-"""What a recipe would cost: views, steps, parameters, and memory measured on two pictures.
+"""What a recipe would cost: views, steps, parameters, memory measured on two pictures, and cores.
 
 Activations are those that autograd really saves for forward passes of the real model over two and
 three samples, carried on to the batch of one process; nothing is trained and no data is read.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import augment, ema, learner, recipe
+from equitools import augment, ema, learner, recipe, throughput
 from equitools.records import View
 
 # Images of the train splits of ILSVRC 2012 and of its hundred-class subset (CMC's list).
@@ -29,7 +29,7 @@ def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
         rest = model.encoder.dim - model.encoder.split
         lines += [f"split         {model.encoder.dim} = {model.encoder.split} IR + {rest} EF"]
     lines += [_heads(model), _views(views), *_steps(settings, document)]
-    lines += [_memory(settings, model)]
+    lines += [_memory(settings, model), throughput.describe(settings, document)]
     return "\n".join(lines) + "\n"
 
 

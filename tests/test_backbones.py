@@ -52,6 +52,13 @@ def test_features_are_what_timm_says(encoder, size):
     assert torch.equal(joined, features.pooled)
 
 
+def test_a_convolutional_network_keeps_its_maps_channels_last():
+    encoder = backbones.create({"name": "resnet_mini"})
+    inner = encoder(torch.randn(2, 3, 32, 32), maps=(1,)).maps[1]
+    assert inner.is_contiguous(memory_format=torch.channels_last)
+    assert not inner.is_contiguous()
+
+
 def test_without_a_split_everything_is_invariant():
     encoder = backbones.create({"name": "resnet_mini"}).eval()
     features = encoder(torch.randn(2, 3, 32, 32))
@@ -66,6 +73,8 @@ def test_plain_timm_loads_what_we_save(encoder, tmp_path):
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
+    if not encoder.is_vit:
+        theirs = theirs.to(memory_format=torch.channels_last)
     assert torch.equal(theirs(x), encoder(x).pooled)
     assert theirs.state_dict().keys() == encoder.trunk.state_dict().keys()
     ours = backbones.load(json.loads((tmp_path / "config.json").read_text()), state).eval()
@@ -194,6 +203,7 @@ def test_a_configuration_that_timm_wrote_is_read_and_its_classifier_left_out():
         "pretrained_cfg": {"classifier": "fc", "mean": [0.5] * 3, "input_size": [3, 64, 64]},
     }
     ours = backbones.load(config, theirs.state_dict()).eval()
+    theirs = theirs.to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64)
     pooled = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
     assert torch.equal(ours(x).pooled, pooled)

@@ -112,6 +112,18 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(kind):
     assert torch.equal(model.weight, again.weight)
 
 
+def test_moments_come_back_in_the_layout_of_their_parameter():
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.randn(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    saved = {k: v.contiguous() for k, v in checkpoint.optimizer_tensors(optimizer).items()}
+    checkpoint.load_optimizer(optimizer, saved)
+    moment = optimizer.state[layer.weight]["exp_avg"]
+    assert moment.stride() == layer.weight.stride()
+    assert torch.equal(moment, saved["0.exp_avg"])
+
+
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**63])
 def test_every_seed_can_seed_a_step(seed):
     state.seed_step(seed, 10**7, 7)
