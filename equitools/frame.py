@@ -122,6 +122,18 @@ class Request:
         )
 
 
+class _Command(click.Command):
+    """A command whose help, too, says in one line that it could not be written."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # a stage's own are caught inside; this is click's printing
+            print(f"{self.name}: cannot write to stdout: {error.strerror}", file=sys.stderr)
+            sys.stdout = None  # it would fail once more when it is flushed at the end
+            sys.exit(1)
+
+
 def command(program: Program) -> click.Command:
     """The click command of a stage: `[LAYER|MANIFEST ...] [key=value ...] [-o DIR]`."""
 
@@ -135,7 +147,7 @@ def command(program: Program) -> click.Command:
         click.Option(["--list"], is_flag=True, help="List the layers and names to choose from."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Say more; show tracebacks."),
     ]
-    made = click.Command(
+    made = _Command(
         f"equi-{program.name}", callback=callback, params=list(usage), help=program.help,
         epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip

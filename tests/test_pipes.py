@@ -60,6 +60,16 @@ def test_a_full_disk_under_stdout_is_a_failure(tmp_path):
     assert "No space left on device" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+@pytest.mark.parametrize("word", ["--help", "--version", "--list"])
+def test_words_for_people_on_a_full_disk_fail_in_one_line(tmp_path, word):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        result = subprocess.run([*TOY, word], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "No space left on device" in line
+
+
 def test_a_closed_stdout_is_refused_before_any_work(tmp_path):
     command = " ".join(TOY) + " -o out >&-"
     result = subprocess.run(command, shell=True, input=GIVEN, text=True, cwd=tmp_path, stderr=-1)
