@@ -13,11 +13,13 @@ from equitools.errors import DataError, EquiError, UsageError
 from equitools.frame import Program, Request
 
 Format = Literal["md", "csv", "latex"]
+SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
+PICTURES = ("curves", "views")
 
 HELP = """Tables, figures and answers from manifests, read from files, run folders or stdin.
 
-Each document of the stream is a row. What is said goes to stdout; figures and CSV files into
--o DIR.
+Each document of the stream is a row. What is said goes to stdout and, with -o DIR, into a file
+there (DIR/table.md, DIR/why.md), beside the figures.
 
 \b
 table     scores: scores=probe/*/top1,… chooses, format=md|csv|latex
@@ -38,7 +40,11 @@ def run(request: Request) -> None:
     verb = settings.pop("verb", "table")
     answer = names.pick(VERBS, verb, "report")
     knobs = names.knobs(answer, settings, "report")
-    request.stdout.write(answer(request, **knobs))
+    text = answer(request, **knobs)
+    if request.out is not None and verb not in PICTURES:
+        suffix = SUFFIXES[knobs.get("format", "md")]
+        manifest.write_atomic(request.choose_out(request.out) / f"{verb}.{suffix}", text)
+    request.stdout.write(text)
 
 
 # --- Tables ----------------------------------------------------------------------------------

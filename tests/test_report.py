@@ -83,6 +83,14 @@ def test_a_stream_of_documents_is_a_table_with_a_row_each(run: Path) -> None:
     assert rows == [{"score": "probe/linear/all", "top1": "61.0", "top5": "90.0"}]
 
 
+@pytest.mark.parametrize(("format", "suffix"), [("md", "md"), ("csv", "csv"), ("latex", "tex")])
+def test_a_folder_gets_what_stdout_says(
+    run: Path, tmp_path: Path, format: str, suffix: str
+) -> None:
+    out, _ = ask("table", run, f"format={format}", "-o", tmp_path / "said")
+    assert (tmp_path / "said" / f"table.{suffix}").read_text() == out
+
+
 def test_table2_puts_our_number_in_its_row_and_writes_it_all(run: Path, tmp_path: Path) -> None:
     stream = TABLE2.read_text() + (run / "manifest.yaml").read_text()
     out, _ = ask("table2", "-", "scale=mini", "count=false", "-o", tmp_path / "t", given=stream)
