@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from equitools import backbones, checkpoint, encoders, features
 from equitools.errors import DataError, UsageError
@@ -136,17 +137,52 @@ def test_the_transform_is_the_encoders_own():
     assert evaluation_transform(r18, size=96, crop_pct=1.0).resize == 96
 
 
+def picture(height, width, seed=0):
+    """Smooth colors with some noise, as photos have."""
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    smooth = np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+    noise = generator.integers(-8, 9, smooth.shape)
+    return (smooth + noise).clip(0, 255).astype(np.uint8)
+
+
+def by_pillow(image, transform):
+    """torchvision's Resize and CenterCrop of a PIL image, 3 h w."""
+    mode = transforms.InterpolationMode(transform.interpolation)
+    steps = [transforms.Resize(transform.resize, mode), transforms.CenterCrop(transform.size)]
+    crop = transforms.Compose(steps)(Image.fromarray(image))
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_resizing_agrees_with_pillow_within_three_levels(interpolation):
-    shape = (64, 90, 3)
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    smooth = np.array(Image.fromarray(noise).resize((900, 640)))
-    transform = Transform(224, 256, interpolation, (0.5,) * 3, (0.5,) * 3)
-    ours = transform.pixels(smooth).permute(1, 2, 0).numpy().astype(int)
-    mode = getattr(Image.Resampling, interpolation.upper())
-    small = Image.fromarray(smooth).resize((360, 256), mode)
-    theirs = np.asarray(small)[16:240, 68:292].astype(int)
-    assert np.abs(ours - theirs).max() <= 3
+@pytest.mark.parametrize(("size", "resize"), [(224, 256), (96, 96), (33, 47)])
+@pytest.mark.parametrize(
+    "shape",
+    [(375, 500), (333, 250), (256, 256), (1, 1), (3, 2), (17, 31), (641, 480), (100, 790),
+     (12, 400), (900, 31), (1, 300)],
+)  # fmt: skip
+def test_the_crop_is_pillows_resize_and_center_crop(shape, size, resize, interpolation):
+    transform = Transform(size, resize, interpolation, (0.5,) * 3, (0.5,) * 3)
+    image = picture(*shape)
+    ours, theirs = transform.pixels(image), by_pillow(image, transform)
+    assert ours.dtype == torch.uint8
+    assert ours.is_contiguous()
+    difference = (ours.float() - theirs.float()).abs()
+    assert difference.mean() <= 0.05
+    assert difference.max() <= 3
+
+
+def test_what_lies_outside_the_crop_is_not_computed():
+    transform = Transform(224, 256, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    line = np.random.default_rng(0).integers(0, 256, (1, 60_000, 3), dtype=np.uint8)
+    assert transform.pixels(line).shape == (3, 224, 224)  # resized whole it is 12 GB
+
+
+def test_a_crop_larger_than_the_resized_picture_is_refused():
+    with pytest.raises(UsageError, match="224 does not fit a short side of 200"):
+        Transform(224, 200, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UsageError, match="bicubic or bilinear"):
+        Transform(224, 256, "nearest", (0.5,) * 3, (0.5,) * 3)
 
 
 def test_normalizing_gives_mean_zero_and_sd_one_to_the_stated_color():
@@ -176,7 +212,10 @@ def test_neither_batches_nor_workers_change_features(cnn):
     assert whole.features.dtype == torch.float32
     assert whole.keys == Pile().keys
     assert whole.labels.tolist() == Pile().labels.tolist()
-    torch.testing.assert_close(run(cnn, batch_size=3, workers=2).features, whole.features)
+    for batch_size, workers in ((3, 2), (4, 0), (1, 1)):
+        found = run(cnn, batch_size=batch_size, workers=workers)
+        torch.testing.assert_close(found.features, whole.features)
+        assert found.keys == whole.keys
 
 
 def test_extraction_moves_nothing_in_the_encoder(cnn):

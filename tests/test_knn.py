@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from equitools.errors import DataError, UsageError
-from equitools.evals.knn import evaluate, knn
+from equitools.errors import DataError, NumericalError, UsageError
+from equitools.evals.knn import evaluate, knn, neighbors
 from equitools.features import Table
 
 
@@ -56,10 +56,63 @@ def test_it_agrees_with_scikit_learn():
     assert knn(x, y, queries, truth, ks=[20])["k20/top1"] == pytest.approx(expected)
 
 
-def test_the_size_of_a_chunk_and_the_scale_of_features_change_nothing():
+def whole_numbers(count, width, seed, high=4):
+    """Vectors whose dot products are exact, and often equal."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-high, high + 1, (count, width), generator=generator).float()
+
+
+def plain(queries, bank, k):
+    """A stable sort of all similarities: of equal ones the lower index comes first."""
+    near, index = (queries @ bank.T).sort(dim=1, descending=True, stable=True)
+    return near[:, :k], index[:, :k]
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 300])
+@pytest.mark.parametrize(("rows", "block"), [(None, None), (5, 64), (23, 48), (2, 9), (64, 301)])
+def test_neighbors_and_their_order_are_those_of_a_plain_search(k, rows, block):
+    queries, bank = whole_numbers(23, 6, 0), whole_numbers(300, 6, 1)
+    found = neighbors(queries, bank, k, rows=rows, block=block)
+    assert all(torch.equal(*pair) for pair in zip(found, plain(queries, bank, k), strict=True))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "by class", "all equal", "zeros"])
+def test_no_order_of_the_bank_hides_a_neighbor(order):
+    queries, bank = whole_numbers(8, 5, 0).abs() + 1, whole_numbers(256, 5, 1)
+    if order == "by class":
+        bank = bank[(bank @ whole_numbers(9, 5, 2).T).argmax(1).argsort(stable=True)]
+    elif order in ("ascending", "descending"):
+        bank = bank[bank.sum(1).argsort(descending=order == "descending", stable=True)]
+    else:
+        bank = bank[:1].expand(256, 5) * (order == "all equal")
+    found = neighbors(queries, bank, 12, rows=4, block=32)
+    assert all(torch.equal(*pair) for pair in zip(found, plain(queries, bank, 12), strict=True))
+
+
+def test_with_real_features_only_rounding_may_exchange_neighbors():
+    queries, bank = (torch.nn.functional.normalize(clouds(n)[0], dim=1) for n in (70, 5000))
+    near, index = neighbors(queries, bank, 20, rows=32, block=512)
+    expected, _ = plain(queries.double(), bank.double(), 20)
+    torch.testing.assert_close(near.double(), expected, rtol=0, atol=1e-6)
+    there = (queries.double()[:, None] * bank.double()[index]).sum(2)
+    torch.testing.assert_close(there, expected, rtol=0, atol=1e-6)
+    assert all(len(set(row.tolist())) == 20 for row in index)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value):
+    x, y = clouds(30)
+    broken = x.clone()
+    broken[3, 1] = value
+    with pytest.raises(NumericalError, match="1 of 30 training features"):
+        knn(broken, y, x, y, ks=[5])
+    with pytest.raises(NumericalError, match="1 of 30 test features"):
+        knn(x, y, broken, y, ks=[5])
+
+
+def test_the_scale_of_features_changes_nothing():
     data = (*clouds(90), *clouds(50, seed=1))
     whole = knn(*data, ks=[10, 20])
-    assert knn(*data, ks=[10, 20], chunk=7) == whole
     assert knn(data[0] * 1000, data[1], data[2] / 1000, data[3], ks=[10, 20]) == whole
 
 

@@ -6,6 +6,10 @@ For a test vector x and its k nearest training vectors x_i (all L2-normalized), 
 
 (Wu et al., 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination";
 Caron et al., 2021, "DINO"). T = 0.07 and k = 20 are the values usually printed.
+
+The search is exact. Similarities are made block by block of the bank; a block's entry can only be
+a neighbor if it is above the floor, the k-th largest seen before, and few are: about k ln(n/k) of n
+in random order. Maxima over groups find them, so that nearly every entry is read once.
 """
 
 from __future__ import annotations
@@ -14,10 +18,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
-from equitools.errors import DataError, UsageError
+from equitools.errors import DataError, NumericalError, UsageError
 from equitools.features import Outcome, Table, part
+
+# Queries and bank vectors of a block: what a core's cache holds, and what fills a GPU.
+BLOCKS = {"cpu": (512, 2048), "cuda": (2048, 8192)}
+GROUP = 16  # similarities of which only the largest is compared with the floor
+LOW = torch.iinfo(torch.int64).min
 
 
 def evaluate(
@@ -56,38 +65,139 @@ def knn(
     *,
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float | Sequence[float] = 0.07,
-    chunk: int = 1024,
 ) -> dict[str, float]:
     """Accuracy in percent, keyed `k20/top1`, and `k20/top5` with five classes or more.
 
-    train_features n d, test_features m d: any scale; labels n and m, integers from 0.
-    With several temperatures the keys are `k20/T0.07/top1`. A k above n is capped at n and named
-    by what it became. Top-5 counts the label among the min(5, number of classes voted for) best;
-    classes without a vote score 0 and never count, whatever the order of ties.
+    train_features n d, test_features m d: any scale, else finite (NumericalError); labels n and m,
+    integers from 0. With several temperatures the keys are `k20/T0.07/top1`. A k above n is capped
+    at n and named by what it became. Top-5 counts the label among the min(5, number of classes
+    voted for) best; classes without a vote score 0 and never count, whatever the order of ties.
     """
     temperatures = [temperature] if isinstance(temperature, float | int) else list(temperature)
+    if wrong := [t for t in temperatures if t <= 0]:
+        raise UsageError(f"probe.temperature is {wrong[0]}; it must be above 0")
     ks = _capped(ks, len(train_features))
     if not len(test_features):
         raise DataError("nearest neighbors need at least one test sample")
     classes = int(max(train_labels.max(), test_labels.max())) + 1
-    bank = normalize(train_features.float(), dim=1)
-    votes = one_hot(train_labels.long(), classes).float().to(bank.device)
-    queries = test_features.to(bank.device)
+    bank = _unit(train_features, "training")
+    near, index = neighbors(_unit(test_features.to(bank.device), "test"), bank, max(ks))
+    voters = train_labels.to(bank.device)[index]
     hits: dict[str, float] = {}
-    for start in range(0, len(test_features), chunk):
-        rows = slice(start, start + chunk)
-        near, index = (normalize(queries[rows].float(), dim=1) @ bank.T).topk(max(ks))
-        for k in ks:
-            for t in temperatures:
-                if t <= 0:
-                    raise UsageError(f"probe.temperature is {t}; it must be above 0")
-                # Relative to the nearest: the same ranks, no overflow, and never all zero.
-                weights = ((near[:, :k] - near[:, :1]) / t).exp()
-                score = torch.einsum("bk,bkc->bc", weights, votes[index[:, :k]])
-                key = f"k{k}" if len(temperatures) == 1 else f"k{k}/T{t:g}"
-                for name, count in _hits(score, test_labels[rows]).items():
-                    hits[f"{key}/{name}"] = hits.get(f"{key}/{name}", 0.0) + count
+    for k in ks:
+        for t in temperatures:
+            key = f"k{k}" if len(temperatures) == 1 else f"k{k}/T{t:g}"
+            for name, count in votes(near[:, :k], voters[:, :k], test_labels, classes, t).items():
+                hits[f"{key}/{name}"] = count
     return {key: 100.0 * count / len(test_features) for key, count in hits.items()}
+
+
+def neighbors(
+    queries: Tensor, bank: Tensor, k: int, *, rows: int | None = None, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest dot products m k of queries m d with a bank n d (finite, fp32, k at most n),
+    largest first, and the bank's indices m k; of equal ones the lower index is nearer.
+
+    rows and block: queries and bank vectors at a time. Beside its result it holds one block of
+    similarities and, in any order of a bank without many equal vectors, little more.
+    """
+    usual = BLOCKS["cuda" if bank.is_cuda else "cpu"]
+    block = max(block or usual[1], k)
+    rows = max(1, min(rows or usual[0], usual[0] * usual[1] * 8 // block))
+    found = [_search(part, bank, k, block) for part in queries.split(rows)]
+    return torch.cat([near for near, _ in found]), torch.cat([index for _, index in found])
+
+
+def votes(
+    near: Tensor, voters: Tensor, labels: Tensor, classes: int, t: float, chunk: int = 4096
+) -> dict[str, float]:
+    """How many of the labels m win the vote of the neighbors' classes m k by similarities m k."""
+    hits: dict[str, float] = {}
+    pieces = zip(near.split(chunk), voters.split(chunk), labels.split(chunk), strict=True)
+    for similarity, voter, label in pieces:
+        # Relative to the nearest: the same ranks, no overflow, and never all zero.
+        weights = ((similarity - similarity[:, :1]) / t).exp()
+        score = weights.new_zeros(len(weights), classes).scatter_add_(1, voter, weights)
+        for name, count in _hits(score, label).items():
+            hits[name] = hits.get(name, 0.0) + count
+    return hits
+
+
+def _unit(features: Tensor, what: str) -> Tensor:
+    """Features n d as fp32 of length 1; NumericalError where they are not finite."""
+    unit = normalize(features.float(), dim=1)
+    if not unit.isfinite().all():
+        wrong = int((~unit.isfinite()).any(1).sum())
+        raise NumericalError(
+            f"{wrong} of {len(unit)} {what} features are not finite; the encoder has diverged"
+        )
+    return unit
+
+
+def _search(queries: Tensor, bank: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """`neighbors` of as many queries as one block takes."""
+    rows, samples = len(queries), len(bank)
+    space = queries.new_empty(rows * min(block, samples))
+    best = torch.empty(rows, 0, dtype=torch.int64, device=bank.device)
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, samples, block):
+        vectors = bank[start : start + block]
+        similarity = space[: rows * len(vectors)].view(rows, len(vectors))
+        torch.mm(queries, vectors.T, out=similarity)
+        if start == 0:
+            floor = similarity.topk(k).values[:, -1:]
+            floor = floor.nextafter(floor.new_tensor(-torch.inf))  # itself is above it
+        waiting.append(_above(similarity, floor, start))
+        last = start + len(vectors) == samples
+        # Merging costs about as much as waiting with a lower floor for 2k more of each query.
+        if last or sum(len(row) for row, _ in waiting) > 2 * rows * max(k, GROUP):
+            best, waiting = _merge(best, waiting, k), []
+            floor = _values(best.amin(1, keepdim=True))
+    best = best.sort(dim=1, descending=True).values
+    return _values(best), _index(best)
+
+
+def _above(similarity: Tensor, floor: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Row and key of every entry of a block r b above the floor r 1 of its row; bank index `start`
+    is column 0. A group is GROUP columns, b / GROUP apart: that is how maxima are fast."""
+    rows, width = similarity.shape
+    members = GROUP if width % GROUP == 0 else 1
+    groups = similarity.view(rows, members, width // members)
+    row, group = (groups.amax(1) > floor).nonzero().unbind(1)
+    values = groups[row, :, group]
+    hit, member = (values > floor[row]).nonzero().unbind(1)
+    index = start + member * (width // members) + group[hit]
+    return row[hit], _keys(values[hit, member], index)
+
+
+def _merge(best: Tensor, waiting: list[tuple[Tensor, Tensor]], k: int) -> Tensor:
+    """The k largest keys of each row of best r c and of (row, key) lists, in no order."""
+    row, keys = (torch.cat(found) for found in zip(*waiting, strict=True))
+    row, order = row.sort(stable=True)
+    count = torch.bincount(row, minlength=len(best))
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    table = best.new_full((len(best), int(count.max())), LOW)
+    table[row, place] = keys[order]
+    return torch.cat((best, table), dim=1).topk(k, sorted=False).values
+
+
+def _keys(values: Tensor, index: Tensor) -> Tensor:
+    """fp32 values and indices below 2³² as integers in the order of (value, lower index)."""
+    bits = _ordered((values + 0.0).view(torch.int32))  # + 0.0: there is one zero
+    return (bits.long() << 32) | (0xFFFFFFFF - index)
+
+
+def _values(keys: Tensor) -> Tensor:
+    return _ordered((keys >> 32).int()).view(torch.float32)
+
+
+def _index(keys: Tensor) -> Tensor:
+    return 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Floats' bits to integers of the same order, and back: negative floats count downward."""
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _capped(ks: Sequence[int], samples: int) -> list[int]:
