@@ -121,8 +121,10 @@ lint: | $(ready)  ## ruff and mypy
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy" equitools stages
 
-bench: | $(ready)  ## benchmarks
-	for script in tests/bench/bench_*.py; do echo "== $$script"; "$(BIN)/python" "$$script"; done
+# PHOTOS=/a/folder/of/jpegs replaces the made pictures; the peers are installed for it.
+bench: | $(ready)  ## benchmarks beside their peers, as one Markdown table
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	"$(BIN)/python" tests/bench/performance.py $(PHOTOS)
 
 clean:  ## remove caches and builds; runs and the environment stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

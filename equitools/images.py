@@ -1,7 +1,9 @@
 """Encoded pictures to RGB arrays, by the one rule that every published pipeline follows.
 
 Gray, palette, CMYK, alpha and 16-bit pictures become 8-bit RGB; EXIF orientation is ignored; a
-picture that ends early is an error, never a half-gray sample.
+picture that ends early is an error, never a half-gray sample. Whole JPEGs go through simplejpeg
+(libjpeg-turbo, as Pillow's, and the same pixels); whatever it so much as warns about is for Pillow
+to decide.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from equitools.errors import DataError
 
 ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,35 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
     Raises DataError that names `where` (a sample or file) when it cannot be decoded whole.
     """
+    pixels = _usual_jpeg(data) if data[:3] == JPEG else None
+    if pixels is not None:
+        return pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(data))
             return np.array(_rgb(picture))
+    except Exception as error:
+        raise DataError(f"cannot decode {where}: {_reason(error)}") from error
+
+
+def _usual_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a whole JPEG in color or gray; None for what Pillow has to decide on."""
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
+            return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError:
+        pass
+    return None
+
+
+def shape(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width of what `decode` will give, by the header alone; DataError as there."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = Image.open(io.BytesIO(data)).size
+            return height, width
     except Exception as error:
         raise DataError(f"cannot decode {where}: {_reason(error)}") from error
 

@@ -1,28 +1,33 @@
 """From shards to batches of crops, in an order that depends on nothing but (seed, step).
 
 Step s takes the global positions [s·B, (s+1)·B) of the endless joined order; rank r takes the r-th
-slice. A loader therefore starts anywhere, with any number of workers and processes.
+slice. A loader therefore starts anywhere, with any number of workers and processes. Each picture of
+a micro-batch is read and decoded once, whatever number of views it has.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from equitools import augment, images, parallel, shards
-from equitools.errors import DataError, UsageError
+from equitools.decoded import Decoded
+from equitools.errors import DataError, EquiError, UsageError
 
 
 class StepBatches(Dataset):
     """Micro-batch number n of this rank as an `augment` batch of uint8 crops.
 
-    A sample that cannot be read is returned as the error, to be raised where a user sees it.
+    cache: none, or memory to keep pictures decoded. A sample that cannot be read is returned as the
+    error, to be raised where a user sees it.
     """
 
     def __init__(self, index: Any, plan: Any, *, seed: int, batch: int, ranks: int, rank: int,
-                 accumulate: int) -> None:  # fmt: skip
+                 accumulate: int, cache: str = "none") -> None:  # fmt: skip
         if batch % (ranks * accumulate):
             raise UsageError(
                 f"batch_size={batch} does not divide among {ranks} processes"
@@ -31,22 +36,30 @@ class StepBatches(Dataset):
         self.index, self.plan, self.seed = index, plan, seed
         self.batch, self.share = batch, batch // (ranks * accumulate)
         self.rank, self.accumulate = rank, accumulate
+        here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+        self.decoded = Decoded(index, here) if cache == "memory" else None
 
     def __getitem__(self, number: int) -> Any:
         step, micro = divmod(number, self.accumulate)
         start = step * self.batch + (self.rank * self.accumulate + micro) * self.share
-        drawn = []
         try:
-            for epoch, i in shards.positions(self.index, self.seed, start, self.share):
-                drawn.append(self._sample(epoch, i))
+            members = shards.positions(self.index, self.seed, start, self.share)
+            self._fetch([i for _, i in members])
+            return augment.collate([self._sample(epoch, i) for epoch, i in members])
         except DataError as error:
             return error
-        return augment.collate(drawn)
+
+    def _fetch(self, samples: list[int]) -> None:
+        """Let storage work on the whole micro-batch while its first pictures are decoded."""
+        self.index.fetch(samples if self.decoded is None else self.decoded.missing(samples))
 
     def _sample(self, epoch: int, i: int) -> Any:
-        key = self.index.keys[i]
-        image = images.decode(self.index.image(i), f"sample '{key}'")
-        return self.plan.sample(image, key, self.seed, epoch)
+        return self.plan.sample(self._picture(i), self.index.keys[i], self.seed, epoch)
+
+    def _picture(self, i: int) -> np.ndarray:
+        if self.decoded is not None:
+            return self.decoded(i)
+        return images.decode(self.index.image(i), self.index.where(i))
 
 
 class From(Sampler):
@@ -63,7 +76,8 @@ class From(Sampler):
 
 
 def batches(data: StepBatches, *, start: int, end: int, workers: int, pin: bool) -> Iterator[Any]:
-    """Batches of the steps [start, end); raises DataError where a sample cannot be read."""
+    """Batches of the steps [start, end); raises DataError where a sample cannot be read, EquiError
+    when a worker has died."""
     loader: DataLoader = DataLoader(
         data,
         batch_size=None,
@@ -73,7 +87,15 @@ def batches(data: StepBatches, *, start: int, end: int, workers: int, pin: bool)
         worker_init_fn=parallel.quiet_worker,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise EquiError(
+            "a process that reads images died: killed, out of memory, or /dev/shm is full; run"
+            " again, with fewer workers or workers=0"
+        ) from None

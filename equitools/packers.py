@@ -1,4 +1,8 @@
-"""Many shards at once, over processes that end with this one; all of them or none."""
+"""Many shards at once; all of them or none.
+
+What is looked at is written by processes that end with this one. What is only copied and hashed is
+written by threads: the system calls and sha256 let others go on meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -17,8 +27,8 @@ from equitools.errors import EquiError
 from equitools.packing import Job, Written, write_shard
 from equitools.tarwriter import sync
 
-# Below so many samples, verified or just copied, starting processes takes longer than it saves.
-ALONE, ALONE_COPYING = 1000, 50_000
+# Below so many samples, starting processes takes longer than it saves.
+ALONE = 1000
 
 
 def write_all(
@@ -34,13 +44,13 @@ def write_all(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        few = ALONE if every[0].verify else ALONE_COPYING
-        alone = workers <= 1 or sum(len(job.items) for job in every) < few
-        written = iter(
-            [write_shard(job, advance) for job in every]
-            if alone
-            else _write_apart(every, workers, advance)
-        )
+        if not every[0].verify:
+            found = _write_together(every, workers, advance)
+        elif workers <= 1 or sum(len(job.items) for job in every) < ALONE:
+            found = [write_shard(job, advance) for job in every]
+        else:
+            found = _write_apart(every, workers, advance)
+        written = iter(found)
         for job in every:  # at the end, so that no writing waits for the disk
             sync(job.path)
         return {split: [next(written) for _ in jobs[split]] for split in jobs}
@@ -51,6 +61,21 @@ def write_all(
                 f"cannot write to {partial.parent}: {error.strerror or error}"
             ) from error
         raise
+
+
+def _write_together(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> list[Written]:
+    """The jobs over threads of this process."""
+    lock = threading.Lock()
+
+    def tell(count: int) -> None:
+        with lock:
+            advance(count)
+
+    pool = ThreadPoolExecutor(max(1, min(workers, len(jobs))))
+    try:
+        return list(pool.map(lambda job: write_shard(job, tell), jobs))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_apart(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> list[Written]:

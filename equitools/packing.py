@@ -52,12 +52,15 @@ class Job:
 
 @dataclass
 class Written:
-    """What became of a job. `sums` are the first 8 bytes of each kept file's sha256."""
+    """What became of a job. `sums` are the first 8 bytes of each kept file's sha256; keys and rows
+    are of its table (shardtable.Table)."""
 
     name: str
     samples: int = 0
     bytes: int = 0
     sha256: str = ""
+    keys: list[str] = field(default_factory=list)
+    rows: np.ndarray = field(default_factory=lambda: np.empty((0, 5), np.int64))
     found: list[tuple[str, str, str]] = field(default_factory=list)  # kind, file, reason
     files: list[str] = field(default_factory=list)
     sums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -112,21 +115,24 @@ def write_shard(job: Job, advance: Callable[[int], None]) -> Written:
     """Write one shard."""
     result = Written(Path(job.path).name)
     sums: list[int] = []
+    rows: list[tuple[int, ...]] = []
     with TarWriter(job.path) as file:
         for count, (key, sample) in enumerate(job.items, 1):
+            row: tuple[int, ...] | None
             if sample.make is None and not job.verify:
-                _copy(file, key, sample, job.classes)
-                result.samples += 1
+                row = _copy(file, key, sample, job.classes)
             else:
                 data, facts = read(sample)
-                if not job.verify or _check(data, sample, job, result, sums):
-                    file.write(_head(key, sample, len(data), facts, job.classes))
-                    file.write(data + bytes(-len(data) % tars.BLOCK))
-                    result.samples += 1
+                kept = not job.verify or _check(data, sample, job, result, sums)
+                row = _append(file, key, sample, data, facts, job.classes) if kept else None
+            if row is not None:
+                result.keys.append(key)
+                rows.append(row)
             if count % 64 == 0 or count == len(job.items):
                 advance(count % 64 or 64)
         file.close()
     result.bytes, result.sha256, result.sums = file.bytes, file.sha256, np.array(sums, np.uint64)
+    result.samples, result.rows = len(rows), np.array(rows, np.int64).reshape(-1, 5)
     return result
 
 
@@ -144,8 +150,18 @@ def read(sample: Sample) -> tuple[bytes, dict[str, Any]]:
     return data, {}
 
 
-def _copy(file: TarWriter, key: str, sample: Sample, classes: list[str] | None) -> None:
-    """Append a sample whose bytes nobody looks at."""
+def _append(
+    file: TarWriter, key: str, sample: Sample, data: bytes, facts: dict[str, Any],
+    classes: list[str] | None,
+) -> tuple[int, ...]:  # fmt: skip
+    """Append a sample; returns its row."""
+    row = _begin(file, key, sample, len(data), facts, classes)
+    file.write(data + bytes(-len(data) % tars.BLOCK))
+    return row
+
+
+def _copy(file: TarWriter, key: str, sample: Sample, classes: list[str] | None) -> tuple[int, ...]:
+    """Append a sample whose bytes nobody looks at; returns its row."""
     assert sample.path is not None
     try:
         source = os.open(sample.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -153,10 +169,11 @@ def _copy(file: TarWriter, key: str, sample: Sample, classes: list[str] | None) 
         raise DataError(f"cannot read {sample.path}: {error.strerror}") from error
     try:
         size = os.fstat(source).st_size
-        file.write(_head(key, sample, size, {}, classes))
+        row = _begin(file, key, sample, size, {}, classes)
         if size != sample.bytes or file.copy(source, size) != size:
             raise _changed(sample)
         file.write(bytes(-size % tars.BLOCK))
+        return row
     finally:
         os.close(source)
 
@@ -165,10 +182,12 @@ def _changed(sample: Sample) -> DataError:
     return DataError(f"{sample.path} changed while it was packed; run again when it is at rest")
 
 
-def _head(
-    key: str, sample: Sample, size: int, facts: dict[str, Any], classes: list[str] | None
-) -> bytes:
-    """What comes before the picture's bytes: label, JSON, and the header of the picture."""
+def _begin(
+    file: TarWriter, key: str, sample: Sample, size: int, facts: dict[str, Any],
+    classes: list[str] | None,
+) -> tuple[int, ...]:  # fmt: skip
+    """Append what comes before a picture's bytes: label, JSON, and the header of the picture;
+    returns the sample's row."""
     name = os.fsencode(key)
     about: dict[str, Any] = {"filename": sample.file}
     label = b""
@@ -177,8 +196,11 @@ def _head(
         label = tars.member(name + b".cls", b"%d" % sample.label)
         if classes is not None:
             about["class"] = classes[sample.label]
-    text = tars.member(name + b".json", json.dumps(about | facts, separators=(",", ":")).encode())
-    return label + text + tars.header(name + b"." + sample.extension.encode(), size)
+    text = json.dumps(about | facts, separators=(",", ":")).encode()
+    at = file.position + len(label) + tars.BLOCK
+    head = label + tars.member(name + b".json", text)
+    file.write(head + tars.header(name + b"." + sample.extension.encode(), size))
+    return file.position, size, at, len(text), sample.label
 
 
 def _check(data: bytes, sample: Sample, job: Job, result: Written, sums: list[int]) -> bool:

@@ -18,7 +18,7 @@ TOP_MAPPINGS = ("backbone", "objective", "equivariance", "views", "optimizer", "
 # What may change between a run and its resumption without changing the result.
 NOT_IDENTITY = (
     "device", "workers", "processes", "checkpoint_every", "trackers", "log_every", "watch_every",
-    "knn_every", "on_collapse",
+    "knn_every", "on_collapse", "cache",
 )  # fmt: skip
 
 Duration = float | int | str
@@ -35,6 +35,7 @@ def run_settings(
     precision: str = "auto",
     processes: int | None = None,
     workers: int | None = None,
+    cache: str = "none",
     compile: bool = False,
     checkpoint_activations: bool = False,
     checkpoint_every: int = 500,
@@ -50,7 +51,9 @@ def run_settings(
     epochs: passes over the train split, unless `steps` says how many optimizer steps.
     batch_size: images a step over all processes. accumulate: forward passes a step.
     precision: fp32, bf16, or auto (bf16 on GPUs that have it). processes: None uses every local
-    GPU. workers: loader processes of each process; None chooses. compile: through torch.compile.
+    GPU. workers: loader processes of each process; None chooses. cache: none, or memory to decode
+    each picture once and keep it (small data; the views are the same). compile: through
+    torch.compile.
     checkpoint_activations: compute them again in the backward pass. checkpoint_every, log_every,
     watch_every: in steps; knn_every: in epochs, 0 is off. on_collapse: warn or stop.
     trackers: tensorboard, wandb. export: slow or online; None is what the objective declares.
@@ -58,6 +61,7 @@ def run_settings(
     values = dict(locals())
     _choice(values, "precision", ("auto", "fp32", "bf16"))
     _choice(values, "on_collapse", ("warn", "stop"))
+    _choice(values, "cache", ("none", "memory"))
     _choice(values, "export", (None, "slow", "online"))
     for key in ("batch_size", "accumulate", "checkpoint_every", "log_every", "watch_every"):
         if values[key] < 1:

@@ -1,51 +1,31 @@
 """Shards as one indexed sequence of samples, and the order in which an endless run visits them.
 
-A shard is indexed by its tar headers; pictures are then read with `pread` at known offsets, so any
-sample is one system call away, in any process. Shards of other make and shards behind URLs read
-the same. The order is a pure function of (seed, epoch): not of workers, processes, or what was
-read before.
+Pictures are read with `pread` at known offsets, so any sample is one system call away, in any
+process. Shards of other make and shards behind URLs read the same. The order is a pure function of
+(seed, epoch): not of workers, processes, or what was read before.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from equitools import files, parallel, remote, tars
+from equitools import files, parallel, remote, shardtable, tars
 from equitools.errors import DataError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 # Up to this size digests are checked when shards are opened; above, sizes are.
 VERIFY_BYTES = 4 << 30
 # Samples are shuffled within this many shards, so that a disk reads within a bounded region.
 WINDOW = 64
 _OPEN_FILES = 256
-
-
-class Strings(Sequence):
-    """Many strings in one block of bytes: no objects to count or copy in forked workers."""
-
-    def __init__(self, strings: list[str]) -> None:
-        encoded = [os.fsencode(text) for text in strings]
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._bytes = b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        i %= len(self)
-        return os.fsdecode(self._bytes[self._ends[i] : self._ends[i + 1]])
 
 
 class ShardIndex:
@@ -59,15 +39,19 @@ class ShardIndex:
     unverified  True when only sizes were checked, because the set is large
     """
 
-    def __init__(self, paths: list[Path], classes: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        classes: list[str] | None = None,
+        table: shardtable.Table | None = None,
+    ) -> None:
+        """table: where the samples lie; read from the tar headers when it is not given."""
         self.paths, self.classes, self.digest, self.unverified = paths, classes, "", True
-        tables = [_table(path) for path in paths]
-        self.counts = tuple(len(keys) for keys, _ in tables)
-        self.keys = Strings([key for keys, _ in tables for key in keys])
-        columns = np.concatenate([numbers for _, numbers in tables])
+        table = shardtable.read(paths) if table is None else table
+        self.counts, self.keys = table.counts, table.keys
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), self.counts)
-        self._image, self._info = columns[:, 0:2].copy(), columns[:, 2:4].copy()
-        self.labels = columns[:, 4].copy()
+        self._image, self._info = table.rows[:, 0:2].copy(), table.rows[:, 2:4].copy()
+        self.labels = table.rows[:, 4].copy()
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -95,6 +79,18 @@ class ShardIndex:
         except ValueError as error:
             raise DataError(f"the JSON of {self.where(i)} is damaged: {error}") from error
 
+    def fetch(self, samples: Iterable[int]) -> None:
+        """Ask the system to read these pictures meanwhile, all at once, for `image` to find."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for i in samples:
+            offset, size = self._image[i].tolist()
+            # What is wrong with a shard is said when it is read.
+            with suppress(OSError):
+                descriptor = self._descriptor(shard := int(self._shard[i]))
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+                self._release(shard, descriptor)
+
     def where(self, i: int) -> str:
         """Sample i in words: its key and shard."""
         return f"sample '{self.keys[i]}' of {self.paths[int(self._shard[i])]}"
@@ -105,8 +101,7 @@ class ShardIndex:
             try:
                 data = os.pread(descriptor, size, offset)
             finally:
-                if self._open.get(shard) != descriptor:
-                    os.close(descriptor)
+                self._release(shard, descriptor)
         except OSError as error:
             raise DataError(f"cannot read {self.where(i)}: {error.strerror}") from error
         if len(data) != size:
@@ -125,43 +120,10 @@ class ShardIndex:
             return kept
         return descriptor
 
-
-def _table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Keys and (image offset, size, JSON offset, size, label) of each sample of one shard."""
-    keys: list[str] = []
-    rows: list[list[int]] = []
-    with path.open("rb", buffering=0) as file:
-        for name, offset, size in tars.walk(path):
-            folder, slash, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if not stem or (stem.startswith("__") and stem.endswith("__")):
-                continue
-            key, extension = folder + slash + stem, extension.lower()
-            if not keys or keys[-1] != key:
-                keys.append(key)
-                rows.append([-1, 0, 0, 0, -1])
-            row = rows[-1]
-            if extension in IMAGE_EXTENSIONS:
-                row[0:2] = offset, size
-            elif extension == "json":
-                row[2:4] = offset, size
-            elif extension == "cls":
-                row[4] = _label(os.pread(file.fileno(), size, offset), path, key)
-    for key, row in zip(keys, rows, strict=True):
-        if row[0] < 0:
-            raise DataError(
-                f"sample '{key}' of {path} has no image ({', '.join(IMAGE_EXTENSIONS)})"
-            )
-    return keys, np.array(rows, np.int64).reshape(-1, 5)
-
-
-def _label(text: bytes, path: Path, key: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(
-            f"the label of sample '{key}' of {path} is no number: {text[:20]!r}"
-        ) from None
+    def _release(self, shard: int, descriptor: int) -> None:
+        """Close a descriptor that is not kept."""
+        if self._open.get(shard) != descriptor:
+            os.close(descriptor)
 
 
 # --- Opening ---------------------------------------------------------------------------------
@@ -181,7 +143,8 @@ def open_split(document: dict[str, Any], split: str) -> ShardIndex:
     paths = locate(entry, name)
     info = _read_info(paths[0].parent, split)
     verified = _verify(entry, name, paths, info)
-    index = ShardIndex(paths, info.get("all_classes"))
+    table = shardtable.load(paths, split, entry.get("digest"))
+    index = ShardIndex(paths, info.get("all_classes"), table)
     index.digest, index.unverified = entry.get("digest", ""), not verified
     if len(index) == 0:
         raise DataError(f"{name} holds zero samples ({entry['path']})")
@@ -233,7 +196,8 @@ def _verify(entry: dict[str, Any], name: str, paths: list[Path], info: dict[str,
     said = entry.get("digest")
     if said is None or total > VERIFY_BYTES or not parallel.is_main():
         return False
-    sums = [tars.sha256(path) for path in paths]
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(tars.sha256, paths))
     found = tars.set_digest(zip((path.name for path in paths), sums, strict=True))
     if found != said:
         odd = _first_odd(paths, info, "sha256", sums)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from equitools import files, remote, tars
+from equitools import files, remote, shardtable, tars
 from equitools.errors import DataError
 from equitools.packing import DROPPED, KINDS, PARTIAL, Written
 
@@ -47,7 +47,8 @@ def report(written: dict[str, list[Written]], ignored: int) -> dict[str, int]:
 def finish(
     out: Path, written: dict[str, list[Written]], classes: list[str] | None
 ) -> dict[str, dict[str, Any]]:
-    """Rename the shards into place, write `_info.json` and `report.tsv`; the `files` of a manifest.
+    """Rename the shards into place, write their tables, `_info.json` and `report.tsv`; the `files`
+    of a manifest.
 
     `_info.json` is what timm's WebDataset reader reads, with sha256 and bytes of each shard added.
     Raises DataError when a split has lost all its images in verification.
@@ -63,6 +64,11 @@ def finish(
     (out / PARTIAL).rmdir()
     files.write_atomic(out / INFO, json.dumps(_info(written, classes), indent=1) + "\n")
     files.write_atomic(out / REPORT, "".join(_report_lines(written)))
+    for split, shards in written.items():
+        keys = shardtable.Strings([key for one in shards for key in one.keys])
+        rows, counts = np.concatenate([one.rows for one in shards]), [s.samples for s in shards]
+        of = [(one.name, one.bytes, one.sha256) for one in shards]
+        shardtable.save(out, split, shardtable.Table(keys, rows, tuple(counts)), of)
     return {f"shards.{split}": _entry(out, shards, classes) for split, shards in written.items()}
 
 

@@ -1,8 +1,10 @@
 """Tar files as flat lists of (name, offset, size), and their digests.
 
-A USTAR member is one 512-byte header and its bytes, padded to 512, so an index needs headers only.
-Tar files of other make (PAX or GNU extensions) are read through the standard library.
-Format: POSIX.1-2001, "pax - portable archive interchange", section "ustar Interchange Format".
+A member is one 512-byte header and its bytes, padded to 512, so an index needs headers only. Long
+names and sizes may stand in a member of their own before it (PAX, GNU); what is rarer than that is
+left to the standard library.
+Format: POSIX.1-2001, "pax - portable archive interchange", sections "pax Header Block" and "ustar
+Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from equitools.errors import DataError
 
@@ -76,7 +80,7 @@ def walk(path: Path) -> Iterator[tuple[str, int, int]]:
     holds an absolute path or one with `..`.
     """
     try:
-        members = _walk_ustar(path)
+        members = _walk_headers(path)
         if members is None:
             members = _walk_tarfile(path)
     except OSError as error:
@@ -87,47 +91,119 @@ def walk(path: Path) -> Iterator[tuple[str, int, int]]:
         yield name, offset, size
 
 
-def _walk_ustar(path: Path) -> list[tuple[str, int, int]] | None:
-    """The members of a plain USTAR file; None when it has extensions that need a full reader."""
+def _walk_headers(path: Path) -> list[tuple[str, int, int]] | None:
+    """The members of a tar; None when it has something that needs a full reader."""
     members: list[tuple[str, int, int]] = []
+    long: dict[str, Any] = {}
+    position = 0
     with path.open("rb", buffering=0) as file:
-        descriptor, end = file.fileno(), os.fstat(file.fileno()).st_size
-        position, start, buffer = 0, 0, os.pread(descriptor, PEEK, 0)
+        peek = _Peek(file.fileno(), path)
         while True:
-            at = position - start
-            if at + BLOCK > len(buffer):
-                start, buffer = position, os.pread(descriptor, PEEK, position)
-                at = 0
-            block = buffer[at : at + BLOCK]
-            if block[:1] == b"\0" and not block.strip(b"\0") and len(block) == BLOCK:
+            block = peek(position, BLOCK)
+            if block[:1] == b"\0" and block == _EMPTY:
                 return members
-            if len(block) < BLOCK:
-                raise DataError(f"{path} is truncated after {end} bytes; make or fetch it again")
             kind = block[156:157]
-            if block[257:262] != b"ustar" or kind not in b"05\0" or block[124] & 0x80:
+            if block[257:262] != b"ustar" or kind not in _KINDS:
                 return None
-            size = _octal(block[124:136], path)
-            if _octal(block[148:156], path) != sum(block) - sum(block[148:156]) + 256:
-                raise DataError(f"{path} is damaged: wrong header checksum at byte {position}")
-            if position + BLOCK + size > end:
-                raise DataError(f"{path} is truncated after {end} bytes; make or fetch it again")
-            if kind != b"5":
-                members.append((_name(block), position + BLOCK, size))
-            position += BLOCK + size + -size % BLOCK
+            _check_sum(block, path, position)
+            at = position + BLOCK
+            size = 0 if kind in _BODILESS else _size(block[124:136], path)
+            if kind in _BEFORE:
+                if size > PEEK or (said := _extension(kind, peek(at, size), path)) is None:
+                    return None
+                long |= said
+            else:
+                if kind not in _BODILESS:
+                    size = long.get("size", size)
+                    members.append((long.get("path") or _name(block), at, size))
+                long = {}
+            position = at + size + -size % BLOCK
+            if at + size > peek.end:
+                raise peek.truncated()
+
+
+_EMPTY = bytes(BLOCK)
+_FILES, _BODILESS, _BEFORE = b"0\0", b"123456", b"xLK"
+_KINDS = _FILES + _BODILESS + _BEFORE
+
+
+class _Peek:
+    """Bytes of a file by offset: many small ones by one read. Raises DataError at its end."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor, self._path = descriptor, path
+        self.end, self._start, self._buffer = os.fstat(descriptor).st_size, 0, b""
+
+    def __call__(self, position: int, size: int) -> bytes:
+        at = position - self._start
+        if at + size > len(self._buffer):
+            self._start, at = position, 0
+            self._buffer = os.pread(self._descriptor, max(PEEK, size), position)
+        found = self._buffer[at : at + size]
+        if len(found) < size:
+            raise self.truncated()
+        return found
+
+    def truncated(self) -> DataError:
+        """The error that says so."""
+        return DataError(
+            f"{self._path} is truncated after {self.end} bytes; make or fetch it again"
+        )
+
+
+def _check_sum(block: bytes, path: Path, position: int) -> None:
+    """DataError unless the header's bytes add up to what it says, its own sum read as spaces."""
+    # Adler-32 has 1 + the plain sum, mod 65521, in its lower half, and is quicker than `sum`.
+    found = (zlib.adler32(block) & 0xFFFF) - 1 - sum(block[148:156]) + 8 * ord(" ")
+    if (found - _octal(block[148:156], path)) % 65521:
+        raise DataError(f"{path} is damaged: wrong header checksum at byte {position}")
+
+
+def _size(field: bytes, path: Path) -> int:
+    """A size in octal digits, or in GNU's binary form for what they cannot say."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return _octal(field, path)
 
 
 def _octal(field: bytes, path: Path) -> int:
+    digits = field.strip(b" \0") or b"0"
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits if digits.isdigit() else b"", 8)
     except ValueError:
         raise DataError(f"{path} is damaged: not a number in a tar header") from None
+
+
+def _extension(kind: bytes, data: bytes, path: Path) -> dict[str, Any] | None:
+    """What a PAX or GNU member says of the next one's path and size; None for sparse files."""
+    if kind == b"K":  # a long name of a link
+        return {}
+    if kind == b"L":
+        return {"path": _text(data.split(b"\0", 1)[0])}
+    said: dict[str, Any] = {}
+    while data:
+        digits, _, rest = data.partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        key, _, value = rest[: length - len(digits) - 2].partition(b"=")
+        if not len(digits) + 2 < length <= len(data) or (key == b"size" and not value.isdigit()):
+            raise DataError(f"{path} is damaged: a PAX header cannot be read")
+        if key.startswith(b"GNU.sparse"):
+            return None
+        if key in (b"path", b"size"):
+            said[key.decode()] = _text(value) if key == b"path" else int(value)
+        data = data[length:]
+    return said
 
 
 def _name(block: bytes) -> str:
     name = block[:100].split(b"\0", 1)[0]
     # GNU tar marks its own dialect with a space; there, times may stand where USTAR has a prefix.
     prefix = block[345:500].split(b"\0", 1)[0] if block[262:263] == b"\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+    return _text(prefix + b"/" + name if prefix else name)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _walk_tarfile(path: Path) -> list[tuple[str, int, int]]:

@@ -185,7 +185,7 @@ def train(
         wrapped = torch.compile(wrapped)
     data = loader.StepBatches(
         index, plan, seed=seed, batch=settings["batch_size"], accumulate=settings["accumulate"],
-        ranks=parallel.world_size(), rank=parallel.rank(),
+        ranks=parallel.world_size(), rank=parallel.rank(), cache=settings["cache"],
     )  # fmt: skip
     stream = loader.batches(
         data, start=start, end=length.steps, workers=loop.worker_count(settings),

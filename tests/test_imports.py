@@ -24,7 +24,7 @@ GROUND = FRAME | TENSORS
 # What makes and reads shards.
 DATA = {
     "foreign", "images", "packers", "packing", "remote", "scenes", "selection", "shards",
-    "shardset", "sources", "tars", "tarwriter", "torchvision_sets",
+    "shardset", "shardtable", "sources", "tars", "tarwriter", "torchvision_sets",
 }  # fmt: skip
 
 # group → what it may import of equitools, by the first part of the module's name
