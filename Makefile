@@ -106,7 +106,7 @@ table2-so-far: | $(ready)  ## the table with the cells that are done
 PYTHON ?= python3
 
 # The stamp is written last, so that an installation which was cut short is done again.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(wildcard equitools/augment/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "equitools needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dev]'

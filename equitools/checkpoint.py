@@ -115,13 +115,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put moments back; UsageError when they belong to other parameters."""
     parameters = _parameters(optimizer)
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         if int(index) >= len(parameters):
             raise UsageError("the saved optimizer has more parameters than this recipe's")
         parameter = parameters[int(index)]
-        # AdamW keeps its step counter on the CPU; moments lie in memory as their parameter does.
-        like = tensor if tensor.ndim == 0 else parameter
+        # Moments lie in memory as their parameter does; step counters on the CPU unless fused.
+        like = tensor.to(parameter.device) if fused else tensor
+        like = parameter if tensor.ndim else like
         optimizer.state[parameter][name] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -30,14 +30,10 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not freeze_gain)
         self.weight_v = nn.Parameter(torch.empty(out_dim, dim).uniform_(-bound, bound))
 
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight, K d."""
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
-
     def forward(self, x: Tensor) -> Tensor:
         """Logits, b d → b K."""
-        return F.linear(x, self.weight)
+        # Scaling the outputs instead of the rows needs no second tensor of the weight's size.
+        return F.linear(x, self.weight_v) * (self.weight_g.squeeze(1) / self.weight_v.norm(dim=1))
 
 
 class DINOHead(nn.Module):

@@ -12,18 +12,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from equitools import augment, images, parallel, shards
 from equitools.decoded import Decoded
 from equitools.errors import DataError, EquiError, UsageError
+from equitools.resident import Resident
 
 
 class StepBatches(Dataset):
     """Micro-batch number n of this rank as an `augment` batch of uint8 crops.
 
-    cache: none, or memory to keep pictures decoded. A sample that cannot be read is returned as the
-    error, to be raised where a user sees it.
+    cache: none; memory to keep pictures decoded; device to draw parameters only, for pictures that
+    `resident` keeps there. A sample that cannot be read is returned as the error, to be raised
+    where a user sees it.
     """
 
     def __init__(self, index: Any, plan: Any, *, seed: int, batch: int, ranks: int, rank: int,
@@ -36,6 +39,7 @@ class StepBatches(Dataset):
         self.index, self.plan, self.seed = index, plan, seed
         self.batch, self.share = batch, batch // (ranks * accumulate)
         self.rank, self.accumulate = rank, accumulate
+        self.shapes = shapes(index, plan) if cache == "device" else None
         here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
         self.decoded = Decoded(index, here) if cache == "memory" else None
 
@@ -44,10 +48,17 @@ class StepBatches(Dataset):
         start = step * self.batch + (self.rank * self.accumulate + micro) * self.share
         try:
             members = shards.positions(self.index, self.seed, start, self.share)
+            if self.shapes is not None:
+                return self._draw(members, self.shapes)
             self._fetch([i for _, i in members])
             return augment.collate([self._sample(epoch, i) for epoch, i in members])
         except DataError as error:
             return error
+
+    def _draw(self, members: list[tuple[int, int]], known: np.ndarray) -> Any:
+        sizes = [(*known[i].tolist(), self.index.keys[i], epoch) for epoch, i in members]
+        drawn = self.plan.draw(sizes, self.seed)
+        return drawn | {"samples": torch.tensor([i for _, i in members])}
 
     def _fetch(self, samples: list[int]) -> None:
         """Let storage work on the whole micro-batch while its first pictures are decoded."""
@@ -60,6 +71,18 @@ class StepBatches(Dataset):
         if self.decoded is not None:
             return self.decoded(i)
         return images.decode(self.index.image(i), self.index.where(i))
+
+
+def shapes(index: Any, plan: Any) -> np.ndarray:
+    """Height and width of every picture, n 2, by their headers. UsageError for `apply: worker`."""
+    if plan.settings["apply"] == "worker":
+        raise UsageError("cache=device leaves nothing to a worker; say views.apply=device")
+    return np.array([images.shape(index.image(i), index.where(i)) for i in range(len(index))])
+
+
+def residents(data: StepBatches, device: torch.device) -> Resident | None:
+    """The pictures on the device, where cache=device asks for it."""
+    return None if data.shapes is None else Resident(data.index, data.shapes, device)
 
 
 class From(Sampler):
@@ -75,9 +98,12 @@ class From(Sampler):
         return self.end - self.start
 
 
-def batches(data: StepBatches, *, start: int, end: int, workers: int, pin: bool) -> Iterator[Any]:
+def batches(
+    data: StepBatches, *, start: int, end: int, workers: int, pin: bool,
+    resident: Resident | None = None,
+) -> Iterator[Any]:  # fmt: skip
     """Batches of the steps [start, end); raises DataError where a sample cannot be read, EquiError
-    when a worker has died."""
+    when a worker has died. resident: the pictures, where cache=device keeps them."""
     loader: DataLoader = DataLoader(
         data,
         batch_size=None,
@@ -91,7 +117,7 @@ def batches(data: StepBatches, *, start: int, end: int, workers: int, pin: bool)
         for batch in loader:
             if isinstance(batch, Exception):
                 raise batch
-            yield batch
+            yield batch if resident is None else resident.fill(batch)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

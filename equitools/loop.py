@@ -13,7 +13,17 @@ import timm
 import torch
 from torch import nn
 
-from equitools import checkpoint, collapse, features, manifest, optim, parallel, shards, state
+from equitools import (
+    augment,
+    checkpoint,
+    collapse,
+    features,
+    manifest,
+    optim,
+    parallel,
+    shards,
+    state,
+)
 from equitools.errors import NumericalError, UsageError
 from equitools.evals.knn import knn
 from equitools.preprocess import evaluation_transform
@@ -182,4 +192,5 @@ def platform(settings: dict[str, Any]) -> dict[str, Any]:
         "processes": parallel.world_size(),
         "threads": torch.get_num_threads(),
         "precision": settings["precision"],
+        "augmentation": augment.engine(settings["device"]),
     }

@@ -1,6 +1,5 @@
-"""Equations that several terms share: durations, cosines, teacher assignments, centers, L_PReg.
+"""Equations that several terms share: durations, cosines, pairs, centers, L_PReg.
 
-assign    q = softmax((t - c) / τ)                       (Caron et al., 2021)
 center    c ← m · c + (1 - m) · mean(t)                  (Caron et al., 2021)
 balance   mean over heads | S(h_I) - S(h_V) |, S = Σ p²  (L_PReg; Song et al., 2024, "CLeVER")
 """
@@ -8,7 +7,7 @@ balance   mean over heads | S(h_I) - S(h_V) |, S = Σ p²  (L_PReg; Song et al.,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -77,30 +76,22 @@ def global_views(step: Step) -> list[int]:
     return [i for i, view in enumerate(step.views) if view.group == "global"]
 
 
-def cross_views(step: Step, targets: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, int]]:
-    """For every view: its index, the sum of the targets of all other views, and their number.
+def partners(step: Step) -> list[tuple[int, ...]]:
+    """For every view the slow views that it is compared with, as positions in `step.target`.
 
-    A sum over pairs (target i, view v ≠ i) of what is linear in the target needs no more than
-    this sum: one pass over the views instead of one over the pairs. Views without a partner are
-    left out. Raises UsageError when the targets are not one for every global view.
+    A view meets all slow views but its own. Raises UsageError when the slow views are not one for
+    every global view, or when no two views can meet.
     """
-    owners = global_views(step)
-    if len(owners) != len(targets):
-        raise UsageError(f"{len(targets)} slow views for {len(owners)} global views")
-    everything = _sum(targets)
-    for v in range(len(step.views)):
-        others = [target for owner, target in zip(owners, targets, strict=True) if owner != v]
-        if others:
-            yield v, _sum(others) if v in owners else everything, len(others)
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0)
-
-
-def assign(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """Centered and sharpened probabilities of a slow head, b K, without gradient, in float32."""
-    return F.softmax((logits.detach().float() - center) / temperature, dim=-1)
+    owners, found = global_views(step), len(step.target or [])
+    if len(owners) != found:
+        raise UsageError(f"{found} slow views for {len(owners)} global views")
+    met = [
+        tuple(i for i, owner in enumerate(owners) if owner != view)
+        for view in range(len(step.views))
+    ]
+    if not any(met):
+        raise UsageError("no two views to compare; say views.global.count=2")
+    return met
 
 
 class Center(nn.Module):
@@ -119,9 +110,9 @@ class Center(nn.Module):
         self.seen: list[Tensor] = []
 
     @torch.no_grad()
-    def observe(self, logits: Sequence[Tensor]) -> None:
-        """Note the mean of these logits (a list of b K) for the next move."""
-        self.seen.append(torch.stack([view.float().mean(0) for view in logits]).mean(0))
+    def observe(self, mean: Tensor) -> None:
+        """Note a forward pass's mean logits, K, for the next move."""
+        self.seen.append(mean)
 
     @torch.no_grad()
     def move(self) -> None:
@@ -137,13 +128,13 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(-1)
 
 
-def entropies(assignments: Sequence[Tensor]) -> dict[str, float]:
-    """Signs of collapse in a slow network's assignments, a list of probabilities b K, in nats.
+def entropies(assignments: Tensor) -> dict[str, float]:
+    """Signs of collapse in a slow network's assignments, probabilities … K, in nats.
 
     teacher_entropy near uniform_entropy (ln K) is a uniform collapse; mean_entropy, of the batch's
     mean assignment, near 0 is a collapse onto one prototype.
     """
-    rows = torch.cat(list(assignments))
+    rows = assignments.flatten(0, -2)
     return {
         "teacher_entropy": float(entropy(rows).mean()),
         "mean_entropy": float(entropy(rows.mean(0))),

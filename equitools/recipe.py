@@ -51,8 +51,9 @@ def run_settings(
     epochs: passes over the train split, unless `steps` says how many optimizer steps.
     batch_size: images a step over all processes. accumulate: forward passes a step.
     precision: fp32, bf16, or auto (bf16 on GPUs that have it). processes: None uses every local
-    GPU. workers: loader processes of each process; None chooses. cache: none, or memory to decode
-    each picture once and keep it (small data; the views are the same). compile: through
+    GPU. workers: loader processes of each process; None chooses. cache: none; memory to decode
+    each picture once and keep it (small data; the views are the same); device to keep them where
+    the model is and crop there (the same within two levels of 255). compile: through
     torch.compile.
     checkpoint_activations: compute them again in the backward pass. checkpoint_every, log_every,
     watch_every: in steps; knn_every: in epochs, 0 is off. on_collapse: warn or stop.
@@ -61,7 +62,7 @@ def run_settings(
     values = dict(locals())
     _choice(values, "precision", ("auto", "fp32", "bf16"))
     _choice(values, "on_collapse", ("warn", "stop"))
-    _choice(values, "cache", ("none", "memory"))
+    _choice(values, "cache", ("none", "memory", "device"))
     _choice(values, "export", (None, "slow", "online"))
     for key in ("batch_size", "accumulate", "checkpoint_every", "log_every", "watch_every"):
         if values[key] < 1:

@@ -35,6 +35,7 @@ def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
     data, where = pictures(document)
     core = one_core(plan, data)
     lines = [f"feeding       {core:,.0f} images/s from one core here, measured on {where}"]
+    lines += [f"              what follows the crops is done by {_engines(plan)}"]
     if torch.cuda.is_available():
         taken = measured(settings, plan)
         lines += [
@@ -49,6 +50,14 @@ def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
         ]
     needed = max(1, math.ceil(taken / core))
     return "\n".join([*lines, f"              → {needed} cores for each GPU"])
+
+
+def _engines(plan: Any) -> str:
+    """In words, what carries the operations out: where a worker would, and on the device."""
+    if plan.settings["apply"] == "worker":
+        return f"{augment.engine('cpu')} in the loader's processes"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"{augment.engine(device)} where the model is"
 
 
 def pictures(document: dict[str, Any], count: int = 64) -> tuple[list[bytes], str]:

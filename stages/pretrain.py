@@ -189,7 +189,7 @@ def train(
     )  # fmt: skip
     stream = loader.batches(
         data, start=start, end=length.steps, workers=loop.worker_count(settings),
-        pin=device.type == "cuda",
+        pin=device.type == "cuda", resident=loader.residents(data, device),
     )  # fmt: skip
     log = MetricsLog(out / "metrics.jsonl", start) if main else None
     if trackers:

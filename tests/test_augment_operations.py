@@ -1,5 +1,7 @@
 """Each operation computes what PIL and torchvision compute from the same parameters."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -82,11 +84,19 @@ def test_draws_apply_per_sample_and_leave_their_input_alone(name):
 def test_crop_agrees_with_pil(size):
     image = photo(75, 100)
     window = np.array([10 / 75, 21 / 100, 50 / 75, 60 / 100])
-    ours = crop.take(image[None].contiguous(memory_format=torch.channels_last), window, size)[0]
+    ours = crop.apply(image[None], torch.from_numpy(window)[None], size)[0]
     theirs = tv.resized_crop(as_pil(image), 10, 21, 50, 60, [size] * 2, InterpolationMode.BICUBIC)
     difference = (ours.int() - from_pil(theirs).int()).abs()
     assert difference.max() <= 3
     assert difference.float().mean() < 0.2
+
+
+def test_crops_of_photos_are_pils_but_for_the_rounding_of_weights():
+    image, window = photo(240, 320), (20, 31, 180, 200)
+    fractions = torch.tensor([[20 / 240, 31 / 320, 180 / 240, 200 / 320]], dtype=torch.float64)
+    theirs = tv.resized_crop(as_pil(image), *window, [96] * 2, InterpolationMode.BICUBIC)
+    difference = (crop.apply(image[None], fractions, 96)[0].int() - from_pil(theirs).int()).abs()
+    assert difference.float().mean() <= 0.05
 
 
 def test_rotation_is_pils_to_the_bit():
@@ -117,7 +127,7 @@ def test_flip_agrees_with_torchvision_and_undoes_itself():
     assert torch.equal(flip.apply(once, p), images)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1), (1, 3, 0, 2)])
+@pytest.mark.parametrize("order", permutations(range(4)))
 def test_jitter_agrees_with_torchvision_in_floats(order):
     image = photo(40, 30).float() / 255
     factors = (1.3, 0.7, 1.8, -0.07)
@@ -167,7 +177,7 @@ def test_solarize_agrees_with_pil():
 
 @pytest.mark.parametrize("sigma", [0.3, 0.8, 1.4, 2.0])
 def test_blur_agrees_with_the_true_gaussian_and_nearly_with_pil(sigma):
-    image = photo(48, 48)
+    image = photo(96, 96)
     ours = blur.apply(image[None].float() / 255, column(sigma))[0] * 255
     radius = int(4 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
@@ -176,7 +186,7 @@ def test_blur_agrees_with_the_true_gaussian_and_nearly_with_pil(sigma):
     dense = F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.mT, groups=3)[0]
     assert torch.allclose(ours, dense, atol=1e-3)
     theirs = from_pil(as_pil(image).filter(ImageFilter.GaussianBlur(sigma))).float()
-    assert (ours - theirs).abs().mean() < 1.0
+    assert (ours - theirs).abs().mean() <= 0.6
 
 
 def test_blur_keeps_constants_whatever_the_edge():
@@ -193,7 +203,7 @@ def torchvision_displacement(noise: torch.Tensor, alpha: float, sigma: float, mo
     return found
 
 
-@pytest.mark.parametrize("size", [(32, 32), (48, 40)])
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (96, 96)])
 def test_elastic_field_is_torchvisions_for_the_same_noise(size, monkeypatch):
     noise = elastic.hashed(torch.tensor([123456789012345]), *size)
     theirs = torchvision_displacement(noise, 100.0, 3.5, monkeypatch)

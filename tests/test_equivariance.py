@@ -83,11 +83,28 @@ def test_initial_values_lie_where_the_published_heads_put_them():
 
 
 def test_orthogonal_assignments_cost_nothing_and_equal_ones_cost_one():
-    assignments = torch.eye(4)
-    term = pair()[1]
-    overlap = term._direction(assignments) * term._direction(assignments.roll(1, 0))
-    assert not overlap.any()
-    assert torch.equal((term._direction(assignments) ** 2).sum(-1), torch.ones(4))
+    """Slow and online heads that are sure: of the same prototype, or of different ones."""
+    objective, term = pair()
+    objective.student_temp = 1e-3
+    objective.teacher_temps = (1e-3, 1e-3)
+    step = toy_step(objective, local=0)
+    for record in [*step.online, *step.target]:
+        record.pooled = step.online[0].pooled
+    with torch.no_grad():
+        assert float(term.overlap(step)) == pytest.approx(1.0, abs=1e-4)
+        term.slow_head.last_layer.weight_v.neg_()
+        assert float(term.overlap(step)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_l_orth_has_the_gradient_of_the_naive_loop():
+    objective, term = pair()
+    step = toy_step(objective)
+    leaves = [*term.head.parameters(), *[f.pooled for f in step.online]]
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    ours = torch.autograd.grad(term(step)["clever/orth"], leaves)
+    theirs = torch.autograd.grad(naive_overlap(term, step).mean(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() <= 2e-6 * other.norm()
 
 
 def test_the_gradient_reaches_the_online_ef_head_and_the_ef_part_only():

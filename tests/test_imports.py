@@ -35,7 +35,11 @@ MAY = {
     **dict.fromkeys(FRAME - {"errors", "frame"}, FRAME),
     "frame": FRAME | {"parallel"},
     **dict.fromkeys(("optim", "ema", "heads", "parts"), GROUND | {"parts", "heads"}),
-    **dict.fromkeys(("objectives", "equivariance"), GROUND | {"heads", "parts", "ema", "augment"}),
+    "crossview": {"crossview_rows", "heads"},
+    **dict.fromkeys(("crossview_rows", "crossview_kernels"), GROUND),
+    **dict.fromkeys(
+        ("objectives", "equivariance"), GROUND | {"heads", "parts", "ema", "crossview", "augment"}
+    ),
     "backbones": GROUND | {"heads", "parts", "ema", "augment", "backbones"},
     "augment": GROUND | {"images", "augment"},
     **dict.fromkeys(DATA, GROUND | DATA),

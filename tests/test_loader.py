@@ -138,6 +138,36 @@ def test_a_cache_that_would_not_fit_is_refused(
         stepped(index, cache="memory")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_on_the_device_give_the_same_views(index: Any, workers: int) -> None:
+    """Parameters to the bit; crops within two levels, whatever the size of the picture."""
+    data = stepped(index, cache="device")
+    resident = loader.residents(data, torch.device("cpu"))
+    batches = list(
+        loader.batches(data, start=0, end=4, workers=workers, pin=False, resident=resident)
+    )
+    for ours, theirs in zip(batches, drained(stepped(index), end=4), strict=True):
+        for size, part in theirs.items():
+            assert same(ours[size]["parameters"], part["parameters"])
+            apart = (ours[size]["crops"].int() - part["crops"].int()).abs()
+            assert apart.max() <= 2
+            assert apart.float().mean() < 0.05
+
+
+def test_pictures_that_would_not_fit_on_the_device_are_refused(
+    index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded, "free_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"cache=device would keep .* 900×900 px"):
+        loader.residents(stepped(index, cache="device"), torch.device("cpu"))
+
+
+def test_a_worker_has_nothing_to_apply_to_when_pictures_are_on_the_device(index: Any) -> None:
+    plan = augment.plan({**PLAN.settings, "apply": "worker"})
+    with pytest.raises(UsageError, match=r"views\.apply=device"):
+        loader.shapes(index, plan)
+
+
 def test_some_memory_is_free() -> None:
     assert 1 << 20 < decoded.free_memory() < 1 << 50
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equitools import optim
+from equitools import checkpoint, optim
 from equitools.errors import UsageError
 
 
@@ -72,3 +72,47 @@ def test_clipping_bounds_the_norm_of_each_tensor_or_of_all(per):
 def test_an_unknown_optimizer_is_refused_with_the_choices():
     with pytest.raises(UsageError, match="adamw, sgd, lars"):
         optim.optimizer_settings(name="adam")
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_one_kernel_updates_as_the_equation_says_in_any_memory_format(name):
+    """PyTorch's fused kernels read memory, not strides; moments must lie as parameters do."""
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    start = parameter.detach().clone()
+    settings = optim.optimizer_settings(name=name, lr=0.1, weight_decay=0.0, momentum=0.9)
+    groups = optim.parameter_groups([("weight", parameter)], decay_bias=False)
+    optimizer = optim.create(settings, groups)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    gradient = torch.arange(108.0).view(4, 3, 3, 3)
+    (parameter * gradient).sum().backward()
+    optimizer.step()
+    step = gradient / (gradient + 1e-8) if name == "adamw" else gradient
+    torch.testing.assert_close(parameter.detach(), start - 0.1 * step)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_fused_optimizer_goes_on_as_if_it_had_never_stopped(name):
+    settings = optim.optimizer_settings(name=name, lr=0.1)
+
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        groups = optim.parameter_groups(model.named_parameters(), decay_bias=False)
+        return model, optim.create(settings, groups)
+
+    def step(model, optimizer, seed):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+
+    (model, optimizer), (again, restored) = fresh(), fresh()
+    for seed in range(3):
+        step(model, optimizer, seed)
+    again.load_state_dict(model.state_dict())
+    checkpoint.load_optimizer(restored, checkpoint.optimizer_tensors(optimizer))
+    for seed in (7, 8):
+        step(model, optimizer, seed)
+        step(again, restored, seed)
+    assert torch.equal(model.weight, again.weight)

@@ -25,12 +25,12 @@ from equitools.augment import (
     solarize,
 )
 from equitools.augment.levels import MEAN, STD, normalize, unnormalize
-from equitools.augment.pipeline import Batch, Drawn, ViewPlan, Views, collate
+from equitools.augment.pipeline import Batch, Drawn, ViewPlan, Views, collate, engine
 
 __all__ = [
     "MEAN", "STD", "Batch", "Drawn", "ViewPlan", "Views", "blur", "collate", "crop", "elastic",
-    "flip", "geometry", "gray", "jitter", "normalize", "operations", "perturb", "plan", "rotation",
-    "solarize", "unnormalize",
+    "engine", "flip", "geometry", "gray", "jitter", "normalize", "operations", "perturb", "plan",
+    "rotation", "solarize", "unnormalize",
 ]  # fmt: skip
 
 

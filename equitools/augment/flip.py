@@ -18,7 +18,10 @@ def draw(uniforms: np.ndarray, *, p: float = 0.5) -> np.ndarray:
 
 def apply(image: Tensor, p: Tensor) -> Tensor:
     """Pictures b c h w of any type, flipped left–right where p (b 1) is 1."""
-    chosen = (p[:, 0] != 0).to(image.device)
+    chosen = p[:, 0] != 0
+    if chosen.all():
+        return image.flip(-1)
+    chosen = chosen.to(image.device)
     return torch.where(chosen[:, None, None, None], image.flip(-1), image)
 
 

@@ -19,10 +19,17 @@ def draw(uniforms: np.ndarray, *, p: float = 0.2) -> np.ndarray:
 
 def apply(image: Tensor, p: Tensor) -> Tensor:
     """Pictures b 3 h w, floats, without color where p (b 1) is 1."""
-    chosen = (p[:, 0] != 0).to(image.device)
-    weights = image.new_tensor(WEIGHTS)
-    luma = torch.einsum("bchw,c->bhw", image, weights)
-    return torch.where(chosen[:, None, None, None], luma[:, None], image)
+    chosen = p[:, 0] != 0
+    gray = luma(image).expand_as(image)
+    if chosen.all():
+        return gray
+    return torch.where(chosen.to(image.device)[:, None, None, None], gray, image)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Pictures b 3 h w → b 1 h w, a new tensor."""
+    red, green, blue = image.split(1, dim=1)
+    return (red * WEIGHTS[0]).add_(green, alpha=WEIGHTS[1]).add_(blue, alpha=WEIGHTS[2])
 
 
 def delta(p: Tensor, q: Tensor) -> Tensor:

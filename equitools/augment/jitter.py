@@ -10,17 +10,20 @@ each clamped to [0, 1], in floats (torchvision's tensor definitions, without its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.augment import gray
+
 NAMES = ("brightness", "contrast", "saturation", "hue", "first", "second", "third", "fourth")
 IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0)
 COLUMNS = slice(28, 34)
-CONTRAST, SATURATION, HUE = 1, 2, 3
-TILE = 24 << 10  # pixels
+TILE = 96 << 10  # pixels
+LARGE = 128 * 128  # pixels
 ORDERS = np.array(list(permutations(range(4))), dtype=np.float64)
 
 
@@ -50,37 +53,40 @@ def apply(image: Tensor, p: Tensor) -> Tensor:
     factors, order = p[:, :4].cpu(), p[:, 4:].cpu().long()
     changed = factors != torch.tensor(IDENTITY[:4], dtype=factors.dtype)
     for slot in range(4):
-        now = order[:, slot]
-        active = changed.gather(1, now[:, None])[:, 0]
-        for change, mine in ((_blend, now != HUE), (_hue, now == HUE)):
-            rows = (active & mine).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            amount = factors[rows].gather(1, now[rows, None])
-            where = rows.to(image.device)
-            image.index_copy_(0, where, change(image.index_select(0, where), amount, now[rows]))
+        for number, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+            rows = ((order[:, slot] == number) & changed[:, number]).nonzero()[:, 0]
+            if len(rows):
+                amount = factors[rows, number].to(image)[:, None, None, None]
+                _change(image, rows, amount, change)
     return image
 
 
-def _luma(image: Tensor) -> Tensor:
-    red, green, blue = image.split(1, dim=1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+def _change(image: Tensor, rows: Tensor, amount: Tensor, change: Callable) -> None:
+    """Change some pictures in place: large ones on a CPU each by itself, which saves two copies."""
+    if image.device.type == "cpu" and image[0, 0].numel() >= LARGE:
+        for row, one in zip(rows.tolist(), amount, strict=True):
+            change(image[row : row + 1], one)
+    else:
+        where = rows.to(image.device)
+        image.index_copy_(0, where, change(image.index_select(0, where), amount))
 
 
-def _blend(image: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """x ← f x + (1 - f) r, where r is 0, the mean luma or the luma, by the kind of change."""
-    luma = _luma(image)
-    rest = torch.cat([(1 - factor) * (kind == n)[:, None] for n in (CONTRAST, SATURATION)], 1)
-    factor, of_mean, of_luma = (
-        v.to(image)[:, None, None, None] for v in (factor[:, 0], rest[:, 0], rest[:, 1])
-    )
-    mean = luma.mean((1, 2, 3), keepdim=True).mul_(of_mean)
-    return image.mul_(factor).add_(luma.mul_(of_luma).add_(mean)).clamp_(0, 1)
+def _brightness(image: Tensor, factor: Tensor) -> Tensor:
+    return image.mul_(factor).clamp_(0, 1)
 
 
-def _hue(image: Tensor, turns: Tensor, kind: Tensor) -> Tensor:
+def _contrast(image: Tensor, factor: Tensor) -> Tensor:
+    mean = gray.luma(image.mean((2, 3), keepdim=True))
+    return image.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
+
+
+def _saturation(image: Tensor, factor: Tensor) -> Tensor:
+    luma = gray.luma(image)
+    return image.mul_(factor).add_(luma.mul_(1 - factor)).clamp_(0, 1)
+
+
+def _hue(image: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue piece by piece on a CPU, so that temporaries stay in a core's cache."""
-    turns = turns.to(image)[:, :, None, None]
     if image.device.type != "cpu":
         return _turn(image, turns)
     pixels = image.flatten(2)[..., None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, by channel
@@ -15,11 +16,16 @@ def as_float(image: Tensor) -> Tensor:
     return image if image.is_floating_point() else image.float().div_(255)
 
 
-def normalize(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+def normalize(
+    image: Tensor,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    out: Tensor | None = None,
+) -> Tensor:
     """b 3 h w, floats in [0, 1] or uint8 → floats of about zero mean and unit deviation."""
     image = as_float(image)
     center, spread = (image.new_tensor(v).view(-1, 1, 1) for v in (mean, std))
-    return (image - center) / spread
+    return torch.sub(image, center, out=out).div_(spread)
 
 
 def unnormalize(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

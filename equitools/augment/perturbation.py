@@ -14,8 +14,7 @@ from torch import Tensor
 
 from equitools import names
 from equitools.augment import keys
-from equitools.augment.levels import as_float
-from equitools.augment.pipeline import act, chunks
+from equitools.augment.pipeline import carry_out
 from equitools.augment.settings import knobs_of
 from equitools.errors import UsageError
 
@@ -56,10 +55,5 @@ def draw(
 
 def apply(images: Tensor, parameters: dict[str, Tensor], operations: dict[str, Any]) -> Tensor:
     """Carry out parameters in their order: b 3 h w uint8 or floats in [0, 1] → floats."""
-    done = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    for rows in chunks(images):
-        part = images[rows].contiguous()
-        for name, p in parameters.items():
-            part = act(operations[name], part, p[rows])
-        done[rows] = as_float(part)
-    return done
+    chosen = {name: operations[name] for name in parameters}
+    return carry_out(images[None], parameters, chosen, mean=(0, 0, 0), std=(1, 1, 1))

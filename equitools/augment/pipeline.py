@@ -7,7 +7,8 @@ view) alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -15,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from equitools.augment import crop, geometry, keys, settings
+from equitools.augment import compiled, crop, fused, geometry, keys, pages, settings
 from equitools.augment.levels import as_float, normalize
 from equitools.records import View
 
 Parameters = dict[str, Tensor]
 Batch = dict[str, dict[str, Any]]
 # Floats that one pass works on: a share of a core's cache, or a good load for a GPU.
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class ViewPlan:
 
 @dataclass
 class Drawn:
-    """A sample's crops {size: v size size 3 uint8} with the random numbers of all its views."""
+    """A sample's crops, bytes one after another by size, and the random numbers of its views."""
 
     plan: Views
-    crops: dict[int, Tensor]
+    crops: np.ndarray
     uniforms: np.ndarray
     windows: np.ndarray
 
@@ -65,6 +67,8 @@ class Views:
         self.sizes: dict[int, list[int]] = {}
         for number, view in enumerate(self.views):
             self.sizes.setdefault(view.size, []).append(number)
+        self._by_size = [number for members in self.sizes.values() for number in members]
+        self._sides = [self.views[number].size for number in self._by_size]
         of_views = [groups[view.group] for view in self.views]
         self._scale = [group["crop"] for group in of_views]
         self._ratio = [group["ratio"] for group in of_views]
@@ -94,18 +98,31 @@ class Views:
 
     def sample(self, image: np.ndarray, key: str, seed: int, epoch: int) -> Drawn:
         """Draw for one decoded image, uint8 h w 3, and take its crops."""
-        uniforms = keys.uniforms(seed, epoch, key, rows=len(self.views))
         height, width = image.shape[:2]
-        windows = crop.draw(
+        uniforms, windows = self._draw(height, width, key, seed, epoch)
+        crops = crop.take(image, windows[self._by_size], self._sides)
+        return Drawn(self, crops, uniforms, windows / (height, width, height, width))
+
+    def _draw(
+        self, height: int, width: int, key: str, seed: int, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The uniforms of a sample's views, and their windows in pixels."""
+        uniforms = keys.uniforms(seed, epoch, key, rows=len(self.views))
+        windows = crop.place(
             uniforms[:, crop.COLUMNS], height, width, scale=self._scale, ratio=self._ratio
         )
-        pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
-        pixels = pixels.permute(2, 0, 1)[None]
-        crops = {
-            size: torch.cat([crop.take(pixels, windows[v], size) for v in members])
+        return uniforms, windows
+
+    def draw(self, samples: Sequence[tuple[int, int, str, int]], seed: int) -> Batch:
+        """The parameters of a batch, for samples (height, width, key, epoch) cropped elsewhere."""
+        found = [self._draw(h, w, key, seed, epoch) for h, w, key, epoch in samples]
+        sides = np.array([(h, w, h, w) for h, w, _, _ in samples])
+        uniforms = np.stack([one for one, _ in found], axis=1)
+        windows = np.stack([one for _, one in found], axis=1) / sides
+        return {
+            str(size): {"parameters": self._parameters(uniforms, windows, members)}
             for size, members in self.sizes.items()
         }
-        return Drawn(self, crops, uniforms, windows)
 
     def collate(self, drawn: list[Drawn]) -> Batch:
         """Samples as one batch: {size: {crops v b 3 h w uint8, parameters {operation: vb k}}}.
@@ -115,8 +132,11 @@ class Views:
         uniforms = np.stack([one.uniforms for one in drawn], axis=1)
         windows = np.stack([one.windows for one in drawn], axis=1)
         batch: Batch = {}
+        start = 0
         for size, members in self.sizes.items():
-            crops = torch.stack([one.crops[size] for one in drawn], dim=1)
+            end = start + 3 * size * size * len(members)
+            crops = _stack([one.crops[start:end] for one in drawn], len(members), size)
+            start = end
             parameters = self._parameters(uniforms, windows, members)
             batch[str(size)] = {"crops": crops, "parameters": parameters}
             if self.settings["apply"] == "worker":
@@ -142,17 +162,9 @@ class Views:
         return found
 
     def _images(self, crops: Tensor, parameters: Parameters) -> Tensor:
-        """Crops v b 3 h w → pictures vb 3 h w, all operations carried out, normalized."""
-        order = [self.operations[name] for name in self.settings["order"] if name != "crop"]
         names = [name for name in self.settings["order"] if name != "crop"]
-        crops = crops.flatten(0, 1)
-        images = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
-        for rows in chunks(crops):
-            part = crops[rows].contiguous(memory_format=torch.contiguous_format)
-            for name, operation in zip(names, order, strict=True):
-                part = act(operation, part, parameters[name][rows])
-            images[rows] = normalize(part, self.settings["mean"], self.settings["std"])
-        return images
+        order = {name: self.operations[name] for name in names}
+        return carry_out(crops, parameters, order, self.settings["mean"], self.settings["std"])
 
     def finish(self, batch: Batch, device: torch.device | str = "cpu") -> list[View]:
         """The views of a batch on a device, in the order of `views`."""
@@ -208,6 +220,52 @@ def _rebuild(given: dict[str, Any], modules: dict[str, str]) -> Views:
 def collate(drawn: list[Drawn]) -> Batch:
     """The batch of samples that one plan has drawn: a tree of tensors, ready for pinning."""
     return drawn[0].plan.collate(drawn)
+
+
+def carry_out(
+    crops: Tensor,
+    parameters: Parameters,
+    operations: dict[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Crops v b 3 h w uint8 → pictures vb 3 h w, operations carried out in their order, normalized.
+
+    parameters: {operation: vb k float64}. The one place that chooses how: compiled where it can be.
+    """
+    images = crops.flatten(0, 1)
+    modules, given = list(operations.values()), [parameters[name] for name in operations]
+    if fused.can(images, modules):
+        return fused.apply(images, given, modules, mean, std)
+    done = pages.empty(images.shape, torch.float32, images.device)
+    for rows in chunks(images):
+        part = images[rows].contiguous(memory_format=torch.contiguous_format)
+        for operation, p in zip(modules, given, strict=True):
+            part = act(operation, part, p[rows])
+        normalize(part, mean, std, out=done[rows])
+    return done
+
+
+def engine(device: torch.device | str = "cpu") -> str:
+    """How a recipe's operations are carried out on a device here: "C" or "torch"."""
+    return "C" if torch.device(device).type == "cpu" and compiled.library() else "torch"
+
+
+def _stack(crops: list[np.ndarray], views: int, size: int) -> Tensor:
+    """The bytes of each sample's views → v b 3 size size, whose channels lie last in memory.
+
+    In a loader's worker the memory is shared, so that the batch is not copied once more.
+    """
+    shape = (views, len(crops), size, size, 3)
+    if get_worker_info() is None:
+        batch = pages.empty(shape, torch.uint8)
+    else:
+        memory = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+        batch = torch.empty(0, dtype=torch.uint8).set_(memory).view(shape)
+    rows = batch.view(views, len(crops), -1).numpy()
+    for i, one in enumerate(crops):
+        rows[:, i] = one.reshape(views, -1)
+    return batch.permute(0, 1, 4, 2, 3)
 
 
 def chunks(images: Tensor) -> Iterator[slice]:

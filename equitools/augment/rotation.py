@@ -31,15 +31,21 @@ def _cosine_sine(degrees: Tensor) -> tuple[Tensor, Tensor]:
 def apply(image: Tensor, p: Tensor) -> Tensor:
     """Pictures b c h w of any type, each rotated by its angle (b 1); sides below 16 384 pixels."""
     height, width = image.shape[-2:]
-    cosine, sine = _cosine_sine(p[:, 0].cpu())
-    x_from = _fixed_point(cosine, -sine, width / 2, height / 2, width / 2)
-    y_from = _fixed_point(sine, cosine, width / 2, height / 2, height / 2)
+    x_from, y_from = coefficients(p, height, width).unbind(1)
     x = _positions(x_from.to(image.device), height, width).clamp_(-1, width)
     y = _positions(y_from.to(image.device), height, width).clamp_(-1, height)
     # A black frame of one pixel is what the outside looks up: cheaper than a mask.
     framed = F.pad(image, (1, 1, 1, 1)).flatten(2)
     index = (y + 1).mul_(width + 2).add_(x).add_(1).long().flatten(1)[:, None]
     return framed.gather(2, index.expand(-1, image.shape[1], -1)).view_as(image)
+
+
+def coefficients(p: Tensor, height: int, width: int) -> Tensor:
+    """Where pixels come from: x and then y in the source from (x, y, 1), b 2 3 int32, 16.16."""
+    cosine, sine = _cosine_sine(p[:, 0].cpu())
+    middle = width / 2, height / 2
+    x_from = _fixed_point(cosine, -sine, *middle, width / 2)
+    return torch.stack((x_from, _fixed_point(sine, cosine, *middle, height / 2)), dim=1)
 
 
 def _fixed_point(a: Tensor, b: Tensor, x0: float, y0: float, center: float) -> Tensor:

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from equitools import ema, parts
+from equitools import crossview, ema, parts
 from equitools.records import Step
 
 
@@ -69,32 +68,21 @@ class CLeVER(nn.Module):
 
     def overlap(self, step: Step) -> Tensor:
         """L_Orth: how much the views' EF assignments overlap; 0 is orthogonal, 1 is equal."""
-        targets = [self._direction(t) for t in self.assignments(step, observe=self.training)]
-        bottleneck = self.head.bottleneck(torch.cat([f.equivariant for f in step.online]))
-        codes = bottleneck.split([len(f.equivariant) for f in step.online])
-        weight, temperature = self.head.last_layer.weight, step.objective.temperatures(step)[0]
-        overlaps, pairs = [], 0
-        for v, target, count in parts.cross_views(step, targets):
-            online = F.softmax((codes[v] @ weight.T).float() / temperature, dim=-1)
-            # Both vectors are positive, so the absolute value of Eq. 11 is the value itself.
-            overlaps.append((self._direction(online) * target).sum(-1).mean())
-            pairs += count
-        return torch.stack(overlaps).sum() / pairs
-
-    def _direction(self, probabilities: Tensor) -> Tensor:
-        return (
-            F.normalize(probabilities, dim=-1) if self.orthogonality == "cosine" else probabilities
-        )
+        online = torch.stack([f.equivariant for f in step.online])
+        met, slow, warmth = parts.partners(step), self.slow(step), step.objective.temperatures(step)
+        # Both vectors are positive, so the absolute value of Eq. 11 is the value itself.
+        pairs = crossview.Pairs(self.orthogonality, met, warmth[0], slow)
+        found = crossview.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
+        if self.training:
+            self.center.observe(slow.mean_logits())
+        return found
 
     @torch.no_grad()
-    def assignments(self, step: Step, *, observe: bool = False) -> list[Tensor]:
-        """What the slow EF head says about each global view, a list of probabilities b K."""
-        logits = [self.slow_head(features.equivariant) for features in step.target or []]
+    def slow(self, step: Step) -> crossview.Slow:
+        """What the slow EF head needs to say something about each global view."""
+        codes = self.slow_head.bottleneck(torch.stack([f.equivariant for f in step.target or []]))
         temperature = step.objective.temperatures(step)[1]
-        targets = [parts.assign(view, self.center.value, temperature) for view in logits]
-        if observe:
-            self.center.observe(logits)
-        return targets
+        return crossview.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
@@ -110,7 +98,7 @@ class CLeVER(nn.Module):
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: entropies against ln K, log10 Σp² of the EF head, mean |z|."""
         return {
-            **parts.entropies(self.assignments(step)),
+            **parts.entropies(self.slow(step).assignments()),
             "h_V": parts.log_power(self.heads()),
             "z_V": parts.mean_size([features.equivariant for features in step.online]),
         }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import ema, parts
+from equitools import crossview, ema, parts
 from equitools.heads import DINOHead
 from equitools.records import Step
 
@@ -69,28 +69,20 @@ class DINO(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean cross-entropy over all pairs, in nats; ln K is a uniform student."""
-        targets = self.assignments(step, observe=self.training)
-        bottleneck = self.head.bottleneck(torch.cat([f.invariant for f in step.online]))
-        codes = bottleneck.split([len(f.invariant) for f in step.online])
-        weight = self.head.last_layer.weight
-        losses, pairs = [], 0
-        for v, target, count in parts.cross_views(step, targets):
-            logits = (codes[v] @ weight.T).float() / self.student_temp
-            # Linear in the target: n·logsumexp(s) - (Σ_i q_i)·s is the sum over this view's pairs.
-            crossed = count * logits.logsumexp(-1) - (target * logits).sum(-1)
-            losses.append(crossed.mean())
-            pairs += count
-        return {"dino": torch.stack(losses).sum() / pairs}
+        online, warmth = torch.stack([f.invariant for f in step.online]), self.student_temp
+        met, slow = parts.partners(step), self.slow(step)
+        pairs = crossview.Pairs("cross-entropy", met, warmth, slow)
+        loss = crossview.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
+        if self.training:
+            self.center.observe(slow.mean_logits())
+        return {"dino": loss}
 
     @torch.no_grad()
-    def assignments(self, step: Step, *, observe: bool = False) -> list[Tensor]:
-        """What the slow network says about each global view, a list of probabilities b K."""
-        logits = [self.slow_head(features.invariant) for features in step.target or []]
+    def slow(self, step: Step) -> crossview.Slow:
+        """What the slow head needs to say something about each global view."""
+        codes = self.slow_head.bottleneck(torch.stack([f.invariant for f in step.target or []]))
         temperature = self.temperatures(step)[1]
-        targets = [parts.assign(view, self.center.value, temperature) for view in logits]
-        if observe:
-            self.center.observe(logits)
-        return targets
+        return crossview.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
 
     def temperatures(self, step: Step) -> tuple[float, float]:
         """Temperatures of the online and of the slow network at this step."""
@@ -119,7 +111,7 @@ class DINO(nn.Module):
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: entropies against ln K, log10 Σp² of the head, mean |z|."""
         return {
-            **parts.entropies(self.assignments(step)),
+            **parts.entropies(self.slow(step).assignments()),
             "h_I": parts.log_power(self.heads()),
             "z_I": parts.mean_size([features.invariant for features in step.online]),
         }

@@ -1,18 +1,29 @@
-"""Augmentation beside torchvision's on PIL images, the same views of the same pictures, in one run.
+"""Augmentation all on the CPU beside torchvision's on PIL images, the same views of the same files.
 
-    python tests/bench/bench_augment.py [images] [rounds]
+    python tests/bench/bench_augment.py [FOLDER] [--images 24] [--rounds 5]
 
-Both start from decoded pictures and end with normalized floats; one thread, CPU time, the median of
-interleaved rounds. `crops` is what a worker does when the rest runs on the device.
+FOLDER holds JPEGs, at any depth; without it photo-like ones are made (375 × 500). One thread, CPU
+time, medians of interleaved rounds. Everything is timed from encoded bytes in memory to normalized
+floats in the training process: decoding, cropping, all operations, stacking.
+
+The peer is the multi-crop that Caron et al. (2021, "DINO") describe with the colors of Grill et al.
+(2020, "BYOL"): one torchvision pipeline on PIL images for each view. BAug is that; CAug+ has a
+rotation and an elastic deformation besides (Song et al., 2024, "CLeVER"). `torch` is the path that
+is taken where the extension was not built. The mini recipe makes 2 views of 32 px and 4 of 16 px of
+32-px PNGs. Elastic alone starts from uint8 crops.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,20 +31,63 @@ from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
 from equitools import augment
+from equitools.augment import compiled, pipeline
+from equitools.images import decode
 
 BICUBIC = T.InterpolationMode.BICUBIC
-SETTINGS: dict[str, tuple[dict, tuple[int, int]]] = {
-    "mini 2x32+4x16": ({"global": {"size": 32}, "local": {"size": 16, "count": 4}}, (96, 96)),
-    "full 2x224+8x96": ({"global": {}, "local": {}}, (375, 500)),
-}
-EXTRA: dict[str, dict] = {
-    "baug": {},
-    "caug": {"rotation": 90},
-    "caug+": {"rotation": 90, "elastic": {"alpha": 100, "sigma": 5, "p": 0.5}},
-}
+FULL: dict = {"global": {}, "local": {}}
+MINI: dict = {"global": {"size": 32}, "local": {"size": 16, "count": 4}}
+PLUS: dict = {"rotation": 90, "elastic": {"alpha": 100, "sigma": 5, "p": 0.5}}
+PEER = (
+    f"DINO's published pipeline, torchvision {version('torchvision')}, Pillow {version('pillow')}"
+)
 
 
-def pil_blur(image: Image.Image) -> Image.Image:
+def main() -> None:
+    """Print a line per contender and the rows."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    photos, small = jpegs(given.folder, given.images), pngs(8 * given.images)
+    whole = "all on the CPU, encoded in, normalized floats out"
+    pipelines(f"BAug 2x224+8x96, {whole}", FULL, photos, given.rounds, {"C": "4", "torch": "2.5"})
+    pipelines(f"CAug+ 2x224+8x96, {whole}", FULL | PLUS, photos, given.rounds,
+              {"C": "10", "torch": "-"})  # fmt: skip
+    pipelines(f"BAug 2x32+4x16 of 32 px, {whole}", MINI, small, given.rounds,
+              {"C": "-", "torch": "-"})  # fmt: skip
+    elastic_alone(given.rounds)
+
+
+def jpegs(folder: Path | None, count: int) -> list[bytes]:
+    """Files of a folder, spread over it, or smooth shapes with grain, encoded."""
+    if folder is not None:
+        paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
+        return [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]
+    generator = np.random.default_rng(0)
+    return [encoded(generator, (375, 500), "JPEG") for _ in range(count)]
+
+
+ENDINGS = (".jpg", ".jpeg")
+
+
+def pngs(count: int) -> list[bytes]:
+    generator = np.random.default_rng(0)
+    return [encoded(generator, (32, 32), "PNG") for _ in range(count)]
+
+
+def encoded(generator: np.random.Generator, size: tuple[int, int], kind: str) -> bytes:
+    coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
+    pixels = (smooth + generator.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=90)
+    return file.getvalue()
+
+
+def blurred(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
 
 
@@ -50,61 +104,94 @@ def reference(plan: augment.Views) -> list[Callable]:
         steps = [T.RandomResizedCrop(view.size, group["crop"], interpolation=BICUBIC)]
         steps += [T.RandomHorizontalFlip(group["flip"])]
         steps += [T.RandomRotation(plan.settings["rotation"])] if plan.settings["rotation"] else []
-        if plan.settings["elastic"] and view.size > 20:  # torchvision cannot pad smaller ones
+        if plan.settings["elastic"]:
             steps += [T.RandomApply([T.ElasticTransform(100.0)], 0.5)]
         steps += [T.RandomApply([T.ColorJitter(**jitter)], group["jitter"]["p"])]
-        steps += [T.RandomGrayscale(group["gray"]), T.RandomApply([T.Lambda(pil_blur)], blur)]
+        steps += [T.RandomGrayscale(group["gray"]), T.RandomApply([T.Lambda(blurred)], blur)]
         steps += [T.RandomSolarize(128, solarize), T.ToTensor()]
         pipelines.append(T.Compose([*steps, T.Normalize(augment.MEAN, augment.STD)]))
     return pipelines
 
 
-def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
-    """Smooth colored noise, about as compressible as photos."""
-    generator = np.random.default_rng(0)
-    small = generator.integers(0, 256, (count, height // 8, width // 8, 3), dtype=np.uint8)
-    return [
-        np.array(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC))
-        for s in small
-    ]
+def pipelines(
+    what: str, views: dict, files: list[bytes], rounds: int, aims: dict[str, str]
+) -> None:
+    """Rows of one recipe: compiled and torch, beside the peer."""
+    plan, theirs = augment.plan(views), reference(augment.plan(views))
+
+    def ours() -> object:
+        drawn = [plan.sample(decode(x, "a file"), str(i), 0, 0) for i, x in enumerate(files)]
+        return plan.finish(augment.collate(drawn))
+
+    def peer() -> object:
+        made = [[step(opened) for step in theirs] for opened in map(pil, files)]
+        return [torch.stack(view) for view in zip(*made, strict=True)]
+
+    work: dict[str, Callable[[], object]] = {"torch": without_extension(ours), "peer": peer}
+    if augment.engine() == "C":
+        work["C"] = ours
+    rate = rates(work, len(files), rounds)
+    print(what + ": " + ", ".join(f"{key} {value:.1f}/s" for key, value in rate.items()))
+    for key, aim in aims.items():
+        name = what + (", without the extension" if key == "torch" else "")
+        row(name, PEER, rate, key, "images/s", aim)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def pil(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def measure(name: str, extra: str, count: int, rounds: int) -> None:
-    views, (height, width) = SETTINGS[name]
-    plan = augment.plan({**views, **EXTRA[extra]})
-    images = pictures(count, height, width)
-    pils, theirs = [Image.fromarray(image) for image in images], reference(plan)
+def elastic_alone(rounds: int, count: int = 16, size: int = 224) -> None:
+    crops = torch.randint(0, 256, (1, count, size, size, 3), dtype=torch.uint8)
+    crops = crops.permute(0, 1, 4, 2, 3)
+    seeds = torch.arange(count, dtype=torch.float64)
+    p = torch.stack((torch.full_like(seeds, 100), torch.full_like(seeds, 5), seeds), dim=1)
+    one = {"elastic": augment.elastic}
+    theirs = T.ElasticTransform(100.0)
 
-    def crops() -> dict:
-        return augment.collate([plan.sample(x, str(i), 0, 0) for i, x in enumerate(images)])
+    def ours() -> object:
+        return pipeline.carry_out(crops, {"elastic": p}, one, (0, 0, 0), (1, 1, 1))
 
-    work: dict[str, Callable[[], object]] = {
-        "torchvision": lambda: [pipeline(image) for image in pils for pipeline in theirs],
-        "crops": crops,
-        "ours": lambda: plan.finish(crops()),
-    }
+    def peer() -> object:
+        return [theirs(image) for image in crops[0]]
+
+    work: dict[str, Callable[[], object]] = {"torch": without_extension(ours), "peer": peer}
+    if augment.engine() == "C":
+        work["C"] = ours
+    rate = rates(work, count, rounds)
+    what, name = "elastic alone, 224 px", f"torchvision {version('torchvision')} ElasticTransform"
+    print(what + ": " + ", ".join(f"{key} {value:.1f}/s" for key, value in rate.items()))
+    row(what, name, rate, "C", "crops/s", "20")
+    row(what + ", without the extension", name, rate, "torch", "crops/s", "-")
+
+
+def without_extension(work: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with mock.patch.object(compiled, "library", return_value=None):
+            return work()
+
+    return run
+
+
+def rates(work: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
+    """How many a second of CPU time, median of interleaved rounds after one that is not counted."""
     times: dict[str, list[float]] = {key: [] for key in work}
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for key, run in work.items():
-            times[key].append(seconds(run))
-    rate = {key: count / statistics.median(value) for key, value in times.items()}
-    text = ", ".join(f"{key} {value:.1f}/s" for key, value in rate.items())
-    gain = {key: rate[key] / rate["torchvision"] for key in ("ours", "crops")}
-    print(f"{name:16} {extra:6} {text}; x{gain['ours']:.1f}, crops alone x{gain['crops']:.1f}")
+            start = time.process_time()
+            run()
+            if number:
+                times[key].append(time.process_time() - start)
+    return {key: count / statistics.median(value) for key, value in times.items()}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    count, rounds = (int(a) for a in (sys.argv[1:] + ["16", "3"][len(sys.argv) - 1 :])[:2])
-    for name in SETTINGS:
-        for extra in EXTRA:
-            measure(name, extra, 4 * count if "mini" in name else count, rounds)
+def row(what: str, peer: str, rate: dict[str, float], key: str, unit: str, aim: str) -> None:
+    if key not in rate:
+        print(f"skip | {what} | the extension was not built")
+        return
+    ratio = rate[key] / rate["peer"]
+    print(f"row | {what} | {peer} | {rate[key]:.1f} | {rate['peer']:.1f} | {unit} | {ratio:.1f}"
+          f" | {aim} | -")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Mini pretraining, images a minute: the product's path beside the same recipe in fp32 on PIL views.
+"""Mini pretraining, images a minute: the product beside the same recipe in fp32 on PIL views.
 
     python tests/bench/bench_mini.py [FOLDER of class folders] [--steps 10] [--rounds 3]
 
-Recipe: DINO and CLeVER on resnet-mini, 2×64 + 4×32 px, 64 images a step, CAug. Ours: encoded shards,
-crops in one worker, the rest where the model is, channels-last, bf16 where the processor has the
-instructions. Peer: Pillow decodes, torchvision makes the same views in one worker, planar fp32. Both
-train the same terms with the same loop on all cores; wall time, a step's start to the last step's
-end, rounds interleaved. Without FOLDER it makes JPEGs of 112 px.
+Recipe: DINO and CLeVER on resnet-mini, 2×64 + 4×32 px, 64 images a step, CAug. Ours: encoded
+shards, crops in one worker, the rest where the model is, channels-last, bf16 where the processor
+has the instructions. Peer: Pillow decodes, torchvision makes the same views in one worker, planar
+fp32. Both train the same terms with the same loop on all cores; wall time from the first step's
+start to the last one's end, rounds interleaved. Without FOLDER it makes JPEGs of 112 px.
 """
 
 from __future__ import annotations
@@ -142,8 +142,9 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as place:
         folder = (given.folder or make_folder(Path(place) / "made")).resolve()
-        stage = [sys.executable, "-m", "equitools.stages.shard", str(folder), "-o", f"{place}/shards"]
-        subprocess.run(stage, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        stage = [sys.executable, "-m", "equitools.stages.shard", str(folder)]
+        nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        subprocess.run([*stage, "-o", f"{place}/shards"], check=True, **nothing)
         document = manifest.load_file(Path(place) / "shards" / "manifest.yaml")[0]
         compare(shards.open_split(document, "train"), given.steps, given.rounds)
 

@@ -1,0 +1,37 @@
+"""The optional extension `_native` (native/*.c): crops and fused operations in C, without globals.
+
+It is loaded as a plain library; calls through ctypes release the interpreter's lock. Where it was
+not built, torch does the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+INTERFACE = 1  # as in native/picture.h; goes up when a function's arguments or meaning change
+POINTER, INT = ctypes.c_void_p, ctypes.c_int
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they were not built or do not load."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_native" + suffix)
+        if path.exists():
+            try:
+                found = ctypes.CDLL(str(path))
+            except OSError:
+                return None
+            # An editable installation may have new Python beside an old build.
+            same = getattr(found, "interface", None) and found.interface() == INTERFACE
+            return _declared(found) if same else None
+    return None
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    found.finish.argtypes = [*[POINTER] * 4, INT, POINTER, *[INT] * 4, POINTER, POINTER]
+    found.crop.argtypes = [POINTER, INT, INT, POINTER, INT, POINTER]
+    return found

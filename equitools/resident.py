@@ -1,0 +1,65 @@
+"""Decoded pictures of a small data set on the device, and crops taken of them there.
+
+Loader processes then draw parameters and send no pixels: at 32 to 112 px nothing else keeps a GPU
+busy. Pictures of different sizes stand in the top left corner of the largest one's frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equitools import decoded, images
+from equitools.augment import bicubic
+from equitools.errors import DataError, UsageError
+
+SHARE = 0.5  # what the pictures may take of the memory that is free
+
+
+class Resident:
+    """All pictures of an index (`image(i)`, `where(i)`), n 3 H W uint8 on a device.
+
+    shapes: their heights and widths, n 2.
+
+    Raises UsageError when they would take more than half of its free memory, DataError for what is
+    not a picture.
+    """
+
+    def __init__(self, index: Any, shapes: np.ndarray, device: torch.device) -> None:
+        frame = shapes.max(axis=0).tolist()
+        _refuse_more(3 * len(shapes) * frame[0] * frame[1], frame, device)
+        self.shapes = torch.from_numpy(shapes.astype(np.float64))
+        self.pixels = torch.zeros(len(shapes), 3, *frame, dtype=torch.uint8, device=device)
+        for i, (height, width) in enumerate(shapes.tolist()):
+            picture = torch.from_numpy(images.decode(index.image(i), index.where(i)))
+            if picture.shape[:2] != (height, width):
+                raise DataError(f"{index.where(i)} is not of the size that its header says")
+            self.pixels[i, :, :height, :width] = picture.permute(2, 0, 1)
+
+    def fill(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the crops to a batch that has parameters and `samples` only."""
+        samples: Tensor = batch.pop("samples")
+        pictures = self.pixels[samples.to(self.pixels.device)]
+        sides = self.shapes[samples].repeat(1, 2)
+        for size, part in batch.items():
+            views = part["parameters"]["crop"].view(-1, len(samples), 4)
+            corners = torch.cat((views[..., :2], views[..., :2] + views[..., 2:]), -1) * sides
+            corners = corners.round()
+            windows = torch.cat((corners[..., :2], corners[..., 2:] - corners[..., :2]), -1)
+            crops = [bicubic.resample(pictures, view, int(size)) for view in windows]
+            part["crops"] = torch.stack(crops)
+        return batch
+
+
+def _refuse_more(wanted: int, frame: list[int], device: torch.device) -> None:
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else decoded.free_memory()
+    if wanted > SHARE * free:
+        raise UsageError(
+            f"cache=device would keep {wanted / 1e9:.2f} GB of pictures of up to"
+            f" {frame[1]}×{frame[0]} px; it may take half of the {free / 1e9:.2f} GB that are free"
+            f" on {device}: say cache=memory or cache=none"
+        )
