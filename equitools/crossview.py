@@ -37,7 +37,7 @@ Kind = Literal["cross-entropy", "cosine", "dot"]
 
 # Online outputs (samples · views · prototypes) alive at a time: little beside the last layer
 # itself on a CPU, few launches on a GPU.
-BLOCK = {"cpu": 1 << 22, "cuda": 1 << 25}
+BLOCK = {"cpu": 5 << 20, "cuda": 1 << 25}
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def _run(codes: Tensor, layer: _Layer, pairs: Pairs, gradients: _Gradients) -> T
 
 
 def _pieces(length: int, most: int) -> list[slice]:
-    """Cut a range into as few slices as possible, of about the same size."""
-    count = math.ceil(length / most)
-    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+    """Cut a range into as few slices as possible, of one size but for the last."""
+    size = math.ceil(length / math.ceil(length / most))
+    return [slice(first, first + size) for first in range(0, length, size)]
 
 
 def _assign(codes: Tensor, slow: _Layer, center: Tensor, kind: Kind) -> Tensor:

@@ -134,6 +134,13 @@ def flat(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
+def shown(line: dict[str, Any]) -> dict[str, str]:
+    """What the progress display takes from a line of metrics."""
+    if "loss" not in line:
+        return {}
+    return {"loss": f"{line['loss']:.4f}", "waiting for data": f"{100 * line['waited']:.0f} %"}
+
+
 def crossed(every: float, length: Any, step: int) -> bool:
     """Does this step end another `every` epochs, or the run?"""
     if every <= 0:

@@ -202,7 +202,7 @@ def train(
             state.save(out, cursor, model, slow, optimizer)
 
     last: dict[str, Any] = {}
-    waited, begun = 0.0, time.perf_counter()
+    waited, begun, logged = 0.0, time.perf_counter(), start
     with stop_requests() as asked, progress(request, length, start) as bar:
         for step in range(start, length.steps):
             if 0 < step == length.prelude:
@@ -239,12 +239,13 @@ def train(
             seen = step + 1
             line: dict[str, Any] = {}
             if seen % settings["log_every"] == 0 or seen == length.steps:
-                elapsed = time.perf_counter() - begun
                 line["loss"] = loss.item()
                 line["losses"] = {name: value.item() for name, value in parts.items()}
                 line["lr"] = rate
-                line["images_per_second"] = (seen - start) * settings["batch_size"] / elapsed
+                elapsed = time.perf_counter() - begun  # since the last line
+                line["images_per_second"] = (seen - logged) * settings["batch_size"] / elapsed
                 line["waited"] = waited / elapsed
+                waited, begun, logged = 0.0, time.perf_counter(), seen
             fresh: list[str] = []
             if seen % settings["watch_every"] == 0 or seen == length.steps:
                 with accelerator.autocast():
@@ -259,7 +260,7 @@ def train(
                 log.write(step=seen, samples=samples, epoch=length.epoch(seen), **line)
                 accelerator.log(loop.flat(line), step=seen)
             last |= line
-            bar.advance(1, **({"loss": f"{line['loss']:.4f}"} if "loss" in line else {}))
+            bar.advance(1, **loop.shown(line))
             for sentence in fresh:
                 request.say(sentence)
             stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(fresh), device)

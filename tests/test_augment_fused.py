@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from equitools import augment
-from equitools.augment import compiled, crop, fused, pages, pipeline
+from equitools.augment import compiled, crop, fused, pages, pipeline, programs
 
 built = pytest.mark.skipif(
     compiled.library() is None, reason="the extension _native was not built (no C compiler?)"
@@ -207,7 +207,7 @@ def test_what_the_compiled_path_does_not_know_goes_to_torch():
 
 
 def test_the_engine_has_a_name(monkeypatch):
-    assert augment.engine("cuda") == "torch"
+    assert augment.engine("cuda") == ("Triton" if programs.available() else "torch")
     assert augment.engine("cpu") == ("torch" if compiled.library() is None else "C")
     monkeypatch.setattr(compiled, "library", lambda: None)
     assert augment.engine() == "torch"

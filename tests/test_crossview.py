@@ -210,12 +210,12 @@ import torch
 from equitools import crossview, crossview_kernels as kernels, crossview_rows as rows
 from test_crossview import KINDS, gradients, made, near
 
-kernels.PIECE = 8  # the last piece is not full
+kernels.PIECE = 16  # the last piece is not full
 for kind in KINDS:
     found = []
     for module in (rows, kernels):
         crossview._rows = lambda device: module
-        codes, layer, pairs = made(kind, width=19)
+        codes, layer, pairs = made(kind, views=3, samples=2, width=19)
         value = crossview.mean(codes, layer, pairs)
         with torch.no_grad():
             still = crossview.mean(codes, layer, pairs)

@@ -121,6 +121,14 @@ def test_metrics_are_one_object_a_step(unbroken):
     assert {"rank_I", "rank_V", "dino/h_I", "clever/h_V"} <= lines[3]["watch"].keys()
 
 
+def test_metrics_and_progress_say_how_long_the_run_waited_for_data(unbroken):
+    folder, done = unbroken
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["waited"] < 1 for line in lines)
+    last = f"waiting for data {100 * lines[-1]['waited']:.0f} %"
+    assert last in done.stderr
+
+
 def test_a_finished_run_asked_for_again_prints_its_manifest(unbroken, shards):
     folder, done = unbroken
     again = pretrain(
@@ -287,6 +295,14 @@ def test_without_shards_the_line_says_where_they_come_from(tmp_path):
 def test_a_plan_needs_no_data_and_trains_nothing(tmp_path):
     found = pretrain("dino", "clever", "vit-mini", "--plan", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    for word in ("6 an image", "76 IR + 20 EF", "objective.head", "clever.head", "GiB", "steps"):
+    for word in (
+        "6 an image",
+        "76 IR + 20 EF",
+        "objective.head",
+        "clever.head",
+        "GiB",
+        "steps",
+        "cores",
+    ):
         assert word in found.stdout
     assert list(tmp_path.iterdir()) == []

@@ -85,16 +85,18 @@ def hashed(seed: Tensor, height: int, width: int, device: torch.device | str = "
     One 32-bit word gives both axes: two rounds of a mixing function of xorshifts and products
     (Wellons, 2018, "hash-prospector"), the seed mixed into each.
     """
-    low, high = seed.cpu().long() & 0xFFFFFFFF, seed.cpu().long() >> 32
-    start = _mix(_word(low))
-    salt = _mix(_word(high) ^ start)
-    word = torch.arange(height * width, dtype=torch.int32, device=device) + start[:, None].to(
-        device
-    )
-    word = _mix(_mix(word).bitwise_xor_(salt[:, None].to(device)))
+    start, salt = words(seed.cpu()).to(device)[:, :, None].unbind(1)
+    word = torch.arange(height * width, dtype=torch.int32, device=device) + start
+    word = _mix(_mix(word).bitwise_xor_(salt))
     halves = torch.stack(((word >> 16) & 0xFFFF, word & 0xFFFF), dim=1)
     noise = halves.float().mul_(2 / 65536).add_(1 / 65536 - 1)
     return noise.view(-1, 2, height, width)
+
+
+def words(seed: Tensor) -> Tensor:
+    """Seeds b below 2⁵³ as b 2 int32: the first pixel's number, and the salt of all hashes."""
+    start = _mix(_word(seed.long() & 0xFFFFFFFF))
+    return torch.stack((start, _mix(_word(seed.long() >> 32) ^ start)), dim=1)
 
 
 def _word(value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from equitools.augment import compiled, crop, fused, geometry, keys, pages, settings
+from equitools.augment import compiled, crop, fused, geometry, keys, pages, programs, settings
 from equitools.augment.levels import as_float, normalize
 from equitools.records import View
 
@@ -237,6 +237,10 @@ def carry_out(
     modules, given = list(operations.values()), [parameters[name] for name in operations]
     if fused.can(images, modules):
         return fused.apply(images, given, modules, mean, std)
+    if programs.can(images, modules):
+        from equitools.augment import kernels  # here, as Triton takes a second to import
+
+        return kernels.apply(images, given, modules, mean, std)
     done = pages.empty(images.shape, torch.float32, images.device)
     for rows in chunks(images):
         part = images[rows].contiguous(memory_format=torch.contiguous_format)
@@ -247,8 +251,9 @@ def carry_out(
 
 
 def engine(device: torch.device | str = "cpu") -> str:
-    """How a recipe's operations are carried out on a device here: "C" or "torch"."""
-    return "C" if torch.device(device).type == "cpu" and compiled.library() else "torch"
+    """How a recipe's operations are carried out on a device here: "C", "Triton" or "torch"."""
+    built = {"cpu": compiled.library() and "C", "cuda": programs.available() and "Triton"}
+    return built.get(torch.device(device).type) or "torch"
 
 
 def _stack(crops: list[np.ndarray], views: int, size: int) -> Tensor:
