@@ -1,5 +1,6 @@
 """Any timm network, seen as pictures in and Features out; what is saved, plain timm reads."""
 
+import copy
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from equitools import backbones
+from equitools.backbones import narrow
 from equitools.errors import DataError, UsageError
 
 MINIS = sorted(backbones.menu())
@@ -57,6 +59,22 @@ def test_a_convolutional_network_keeps_its_maps_channels_last():
     inner = encoder(torch.randn(2, 3, 32, 32), maps=(1,)).maps[1]
     assert inner.is_contiguous(memory_format=torch.channels_last)
     assert not inner.is_contiguous()
+
+
+@pytest.mark.parametrize("height", [1, 3])
+def test_a_strided_convolution_of_a_one_pixel_map_has_its_own_gradient_in_bf16(height):
+    """Only the middle column of taps meets the pixel; torch leaves the others' gradient unset."""
+    layer = torch.nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False)
+    plain, x = copy.deepcopy(layer).double(), torch.randn(64, 32, height, 1)
+    narrow.mend(torch.nn.Sequential(layer))
+    assert torch.allclose(layer(x), plain(x.double()).float(), atol=1e-5)
+    for _ in range(20):
+        [torch.full((32 * 64 * 9,), torch.nan) for _ in range(4)]  # what freed memory may hold
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x).float().sum().backward()
+        assert layer.weight.grad[..., 1].isfinite().all()
+        assert (layer.weight.grad[..., ::2] == 0).all()
 
 
 def test_without_a_split_everything_is_invariant():
