@@ -34,8 +34,7 @@ class Decoded:
 
     def __init__(self, index: Any, users: int = 1) -> None:
         self._index = index
-        shapes = [images.shape(index.image(i), index.where(i)) for i in range(len(index))]
-        self._shapes = np.array(shapes, np.int32).reshape(-1, 2)
+        self._shapes = shapes(index)
         sizes = 3 * self._shapes.astype(np.int64).prod(axis=1)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         _refuse_more(int(self._starts[-1]) * users, len(index))
@@ -48,17 +47,28 @@ class Decoded:
         place = self._bytes[int(self._starts[i]) : int(self._starts[i + 1])]
         pixels = place.numpy().reshape(height, width, 3)
         if not self._there[i]:
-            where = self._index.where(i)
-            found = images.decode(self._index.image(i), where)
-            if found.shape != pixels.shape:
-                raise DataError(f"cannot keep {where}: it is not of the size that its header says")
-            pixels[:] = found
+            pixels[:] = picture(self._index, i, (height, width))
             self._there[i] = True
         return pixels
 
     def missing(self, samples: list[int]) -> list[int]:
         """Those of some samples that are yet to be decoded."""
         return [i for i in samples if not self._there[i]]
+
+
+def shapes(index: Any) -> np.ndarray:
+    """Height and width of every picture of an index by its header, n 2 int32; DataError."""
+    found = [images.shape(index.image(i), index.where(i)) for i in range(len(index))]
+    return np.array(found, np.int32).reshape(-1, 2)
+
+
+def picture(index: Any, i: int, shape: tuple[int, int]) -> np.ndarray:
+    """Picture i decoded, h w 3 uint8; DataError unless it has the shape that was announced."""
+    where = index.where(i)
+    found = images.decode(index.image(i), where)
+    if found.shape[:2] != shape:
+        raise DataError(f"cannot keep {where}: it is not of the size that its header says")
+    return found
 
 
 def _refuse_more(wanted: int, count: int) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from equitools import augment, images, parallel, shards
-from equitools.decoded import Decoded
+from equitools import augment, decoded, images, parallel, shards
 from equitools.errors import DataError, EquiError, UsageError
 from equitools.resident import Resident
 
@@ -41,7 +40,7 @@ class StepBatches(Dataset):
         self.rank, self.accumulate = rank, accumulate
         self.shapes = shapes(index, plan) if cache == "device" else None
         here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
-        self.decoded = Decoded(index, here) if cache == "memory" else None
+        self.decoded = decoded.Decoded(index, here) if cache == "memory" else None
 
     def __getitem__(self, number: int) -> Any:
         step, micro = divmod(number, self.accumulate)
@@ -77,7 +76,7 @@ def shapes(index: Any, plan: Any) -> np.ndarray:
     """Height and width of every picture, n 2, by their headers. UsageError for `apply: worker`."""
     if plan.settings["apply"] == "worker":
         raise UsageError("cache=device leaves nothing to a worker; say views.apply=device")
-    return np.array([images.shape(index.image(i), index.where(i)) for i in range(len(index))])
+    return decoded.shapes(index)
 
 
 def residents(data: StepBatches, device: torch.device) -> Resident | None:

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools import decoded, images
-from equitools.augment import bicubic
-from equitools.errors import DataError, UsageError
-
-SHARE = 0.5  # what the pictures may take of the memory that is free
+from equitools import decoded
+from equitools.augment import bicubic, crop
+from equitools.errors import UsageError
 
 
 class Resident:
@@ -34,21 +32,17 @@ class Resident:
         self.shapes = torch.from_numpy(shapes.astype(np.float64))
         self.pixels = torch.zeros(len(shapes), 3, *frame, dtype=torch.uint8, device=device)
         for i, (height, width) in enumerate(shapes.tolist()):
-            picture = torch.from_numpy(images.decode(index.image(i), index.where(i)))
-            if picture.shape[:2] != (height, width):
-                raise DataError(f"{index.where(i)} is not of the size that its header says")
+            picture = torch.from_numpy(decoded.picture(index, i, (height, width)))
             self.pixels[i, :, :height, :width] = picture.permute(2, 0, 1)
 
     def fill(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the crops to a batch that has parameters and `samples` only."""
         samples: Tensor = batch.pop("samples")
         pictures = self.pixels[samples.to(self.pixels.device)]
-        sides = self.shapes[samples].repeat(1, 2)
+        sides = self.shapes[samples]
         for size, part in batch.items():
             views = part["parameters"]["crop"].view(-1, len(samples), 4)
-            corners = torch.cat((views[..., :2], views[..., :2] + views[..., 2:]), -1) * sides
-            corners = corners.round()
-            windows = torch.cat((corners[..., :2], corners[..., 2:] - corners[..., :2]), -1)
+            windows = crop.in_pixels(views, sides)
             crops = [bicubic.resample(pictures, view, int(size)) for view in windows]
             part["crops"] = torch.stack(crops)
         return batch
@@ -57,7 +51,7 @@ class Resident:
 def _refuse_more(wanted: int, frame: list[int], device: torch.device) -> None:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else decoded.free_memory()
-    if wanted > SHARE * free:
+    if wanted > decoded.SHARE * free:
         raise UsageError(
             f"cache=device would keep {wanted / 1e9:.2f} GB of pictures of up to"
             f" {frame[1]}×{frame[0]} px; it may take half of the {free / 1e9:.2f} GB that are free"

@@ -64,7 +64,7 @@ def pictures(document: dict[str, Any], count: int = 64) -> tuple[list[bytes], st
     """Encoded pictures to measure with, of these shards or made, and what they are in words."""
     entry = (document.get("files") or {}).get("shards.train")
     if entry is None:
-        made = [_photo(seed) for seed in range(8)]
+        made = [photo(seed) for seed in range(8)]
         return made, f"made JPEGs of 500×375 px and {sum(map(len, made)) / 8e3:.0f} kB"
     index = shards.ShardIndex(shards.locate(entry, "shards.train")[:1])
     found = [index.image(i) for i in range(min(count, len(index)))]
@@ -73,8 +73,8 @@ def pictures(document: dict[str, Any], count: int = 64) -> tuple[list[bytes], st
     return found, f"{len(found)} pictures of these shards"
 
 
-def _photo(seed: int) -> bytes:
-    """A JPEG about as large and as costly as ImageNet's: smooth color under fine noise."""
+def photo(seed: int) -> bytes:
+    """A made JPEG of 500×375 px, about as costly as ImageNet's: smooth color under fine noise."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.float32)

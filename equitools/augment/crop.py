@@ -114,15 +114,18 @@ def _interpolate(image: np.ndarray, wanted: np.ndarray, out: np.ndarray) -> None
 
 def apply(image: Tensor, p: Tensor, size: int | None = None) -> Tensor:
     """Windows b 4 of images b 3 h w uint8, resized to `size` (the images' height unless given)."""
-    sides = np.array(image.shape[-2:])
-    size = int(sides[0]) if size is None else size
-    fractions = p.numpy(force=True).astype(np.float64)
-    start, end = fractions[:, :2] * sides, (fractions[:, :2] + fractions[:, 2:]) * sides
-    windows = np.concatenate((start.round(), end.round() - start.round()), axis=1)
+    size = image.shape[-2] if size is None else size
+    windows = in_pixels(p.cpu().double(), torch.tensor(image.shape[-2:])).numpy()
     pixels = image.permute(0, 2, 3, 1).contiguous().numpy(force=True)
     taken = [take(one, window[None], [size]) for one, window in zip(pixels, windows, strict=True)]
     rows = torch.from_numpy(np.concatenate(taken)).view(-1, size, size, 3)
     return rows.permute(0, 3, 1, 2).to(image.device)
+
+
+def in_pixels(p: Tensor, sides: Tensor) -> Tensor:
+    """Windows … 4 in fractions of pictures of sides … 2 (height, width) → whole pixels, … 4."""
+    start, end = (p[..., :2] * sides).round(), ((p[..., :2] + p[..., 2:]) * sides).round()
+    return torch.cat((start, end - start), dim=-1)
 
 
 def matrix(p: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
-from equitools import augment
+from equitools import augment, images
 from equitools.augment import compiled, pipeline
-from equitools.images import decode
+from equitools.throughput import photo
 
 BICUBIC = T.InterpolationMode.BICUBIC
 FULL: dict = {"global": {}, "local": {}}
@@ -62,29 +62,23 @@ def main() -> None:
 
 
 def jpegs(folder: Path | None, count: int) -> list[bytes]:
-    """Files of a folder, spread over it, or smooth shapes with grain, encoded."""
+    """Files of a folder, spread over it, or made photos."""
     if folder is not None:
         paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
         return [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]
-    generator = np.random.default_rng(0)
-    return [encoded(generator, (375, 500), "JPEG") for _ in range(count)]
+    return [photo(seed) for seed in range(count)]
 
 
 ENDINGS = (".jpg", ".jpeg")
 
 
 def pngs(count: int) -> list[bytes]:
+    """Noise of 32 px, encoded."""
     generator = np.random.default_rng(0)
-    return [encoded(generator, (32, 32), "PNG") for _ in range(count)]
-
-
-def encoded(generator: np.random.Generator, size: tuple[int, int], kind: str) -> bytes:
-    coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
-    pixels = (smooth + generator.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, quality=90)
-    return file.getvalue()
+    return [
+        images.encode_png(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
 
 
 def blurred(image: Image.Image) -> Image.Image:
@@ -120,7 +114,7 @@ def pipelines(
     plan, theirs = augment.plan(views), reference(augment.plan(views))
 
     def ours() -> object:
-        drawn = [plan.sample(decode(x, "a file"), str(i), 0, 0) for i, x in enumerate(files)]
+        drawn = [plan.sample(images.decode(x, "a file"), str(i), 0, 0) for i, x in enumerate(files)]
         return plan.finish(augment.collate(drawn))
 
     def peer() -> object:

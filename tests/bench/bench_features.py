@@ -18,7 +18,7 @@ import io
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from torchvision import transforms as T
 
 from equitools.augment import MEAN, STD
 from equitools.preprocess import Pictures, Transform
+from equitools.throughput import photo
 
 WORKERS, BATCH = 2, 64
 JPEGS = (".jpg", ".jpeg")
@@ -70,18 +71,6 @@ class ByPillow(Dataset):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         return THEIRS(Image.open(io.BytesIO(self.files.image(i))).convert("RGB"))
-
-
-def made(count: int) -> Iterator[bytes]:
-    """Smooth shapes with grain, which take about the bytes of a photograph."""
-    generator = np.random.default_rng(0)
-    for _ in range(count):
-        coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC))
-        pixels = (smooth + generator.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        yield file.getvalue()
 
 
 def per_second(make: Callable[[int], Any], count: int) -> float:
@@ -129,7 +118,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.folder is None:
-        data = list(made(64))
+        data = [photo(seed) for seed in range(64)]
     else:
         paths = sorted(p for p in given.folder.rglob("*") if p.suffix.lower() in JPEGS)
         chosen = np.random.default_rng(0).permutation(len(paths))[: given.images]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -31,14 +30,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 import webdataset
-from PIL import Image, ImageFilter
+from bench_augment import FULL, reference
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from equitools import augment, loader, packers, packing, shards, shardset, sources
+from equitools.throughput import photo
 
 WORKERS, BATCH = 2, 64
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -64,15 +64,10 @@ JPEGS = (".jpg", ".jpeg")
 
 
 def make_photos(folder: Path, count: int) -> Path:
-    """Smooth shapes with grain, which take about the bytes of a photograph."""
+    """Made pictures that take about the bytes of a photograph."""
     folder.mkdir()
-    generator = np.random.default_rng(0)
     for i in range(count):
-        coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC))
-        grain = generator.normal(0, 12, smooth.shape)
-        pixels = (smooth + grain).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:04d}.jpg", quality=90)
+        (folder / f"{i:04d}.jpg").write_bytes(photo(i))
     return folder
 
 
@@ -122,7 +117,7 @@ def loading(samples: Samples, rounds: int) -> None:
     """Pictures a second of both loaders, in turn, and a worker's memory."""
     files = sorted(samples.links.rglob("*.jpg"))
     index = shards.open_split(samples.document, "train")
-    plan = augment.plan({"global": {}, "local": {}})
+    plan = augment.plan(FULL)
     data = loader.StepBatches(
         index, plan, seed=0, batch=BATCH, ranks=1, rank=0, accumulate=1
     )  # fmt: skip
@@ -192,8 +187,7 @@ class Files(torch.utils.data.Dataset):
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self.views = [crops(224, (0.4, 1.0), 1.0, 0.0), crops(224, (0.4, 1.0), 0.1, 0.2)]
-        self.views += [crops(96, (0.05, 0.4), 0.5, 0.0)] * 8
+        self.views = reference(augment.plan(FULL))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -202,26 +196,6 @@ class Files(torch.utils.data.Dataset):
         with self.files[i].open("rb") as file:
             picture = Image.open(file).convert("RGB")
         return [view(picture) for view in self.views]
-
-
-def crops(size: int, scale: tuple[float, float], blur: float, solarize: float) -> T.Compose:
-    """One view: crop, flip, colors, blur, solarization, normalization."""
-    return T.Compose(
-        [
-            T.RandomResizedCrop(size, scale, interpolation=BICUBIC),
-            T.RandomHorizontalFlip(),
-            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-            T.RandomGrayscale(0.2),
-            T.RandomApply([T.Lambda(soften)], blur),
-            T.RandomSolarize(128, solarize),
-            T.ToTensor(),
-            T.Normalize(augment.MEAN, augment.STD),
-        ]
-    )
-
-
-def soften(picture: Image.Image) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
 # --- Reading ---------------------------------------------------------------------------------
