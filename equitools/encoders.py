@@ -71,6 +71,26 @@ def find(
     return encoder, wanted if pretrained else f"{wanted} with random weights, seed {seed}"
 
 
+def shown(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Which encoder is looked into and how pictures are shown to it: as the settings say, else as
+    the document's probe did, else the document's own encoder."""
+    probe = document.get("probe") or {}
+    keys = ("encoder", "encoder_seed", "pretrained", "size", "crop_pct", "interpolation")
+    mine = {key: settings[key] for key in keys}
+    if settings["encoder"] is None:
+        mine |= {key: probe.get(key, mine[key]) for key in ("encoder_seed", "pretrained")}
+    if settings["encoder"] is None and probe:
+        mine |= {key: probe.get(key) for key in keys if mine[key] is None}
+    return {**mine, "interpolation": mine["interpolation"] or "bicubic"}
+
+
+def untrained(encoder: Any, seed: int) -> Any:
+    """The same network with random weights drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return backbones.create({**encoder.settings, "pretrained": False})
+
+
 def pick_device(device: str) -> str:
     """What `auto` means here; UsageError for a GPU that is not there."""
     if device == "auto":

@@ -77,9 +77,12 @@ def choose_layers(encoder: Any, layers: str, default: str) -> str:
         raise UsageError(f"probe.layers is '{layers}'; it is auto, last, or cls4 (any number)")
     if not encoder.is_vit:
         raise UsageError(f"probe.layers={layers} needs a ViT; this encoder only has layers=last")
-    if int(number) > encoder.depth and layers != "auto":
-        raise UsageError(f"probe.layers={layers}, but the encoder has {encoder.depth} blocks")
-    return f"cls{min(int(number), encoder.depth)}"
+    if int(number) > encoder.cls_depth and layers != "auto":
+        raise UsageError(
+            f"probe.layers={layers}, but the encoder has {encoder.cls_depth} blocks with a class"
+            " token"
+        )
+    return f"cls{min(int(number), encoder.cls_depth)}"
 
 
 def fingerprint(encoder: Any) -> str:
@@ -144,15 +147,12 @@ def extract(
         table.features = checkpoint.load_tensors(path)["features"]
         return table
     parts = []
-    loader = DataLoader(
-        Pictures(index, transform), batch_size=batch_size, sampler=rows, num_workers=workers,
-        collate_fn=_collate, worker_init_fn=quiet_worker,
-        pin_memory=torch.device(device).type == "cuda",
-    )  # fmt: skip
-    for start, pixels in zip(range(0, len(rows), batch_size), _checked(loader), strict=True):
-        pixels = pixels.to(device, non_blocking=True)
+    batches = pictures(
+        index, rows, transform, device=device, batch_size=batch_size, workers=workers
+    )
+    for pixels, keys in batches:
         if perturb is not None:
-            pixels = perturb(pixels, table.keys[start : start + len(pixels)])
+            pixels = perturb(pixels, keys)
         parts.append(encode(encoder, transform.normalized(pixels), layers).cpu())
         if progress is not None:
             progress(len(pixels))
@@ -161,6 +161,26 @@ def extract(
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save_tensors(path, {"features": table.features})
     return table
+
+
+def pictures(
+    index: Any,
+    rows: Sequence[int],
+    transform: Transform,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Batches of the pictures at some positions of a split, uint8 b 3 size size, and their keys."""
+    loader = DataLoader(
+        Pictures(index, transform), batch_size=batch_size, sampler=rows, num_workers=workers,
+        collate_fn=_collate, worker_init_fn=quiet_worker,
+        pin_memory=torch.device(device).type == "cuda",
+    )  # fmt: skip
+    for start, pixels in zip(range(0, len(rows), batch_size), _checked(loader), strict=True):
+        keys = [index.keys[i] for i in rows[start : start + batch_size]]
+        yield pixels.to(device, non_blocking=True), keys
 
 
 def freeze(encoder: Any, device: str | torch.device) -> None:
@@ -225,11 +245,11 @@ def require_labels(table: Table, split: str) -> None:
         )
 
 
-def check_head(weight: Tensor, width: int, classes: int, name: str) -> None:
-    """DataError when a saved head c d does not fit features of `width` or so many classes."""
-    if tuple(weight.shape) != (classes, width):
+def check_head(shape: tuple[int, int], width: int, classes: int, name: str) -> None:
+    """DataError when a saved head (classes, width) does not fit so many classes and features."""
+    if shape != (classes, width):
         raise DataError(
-            f"probe head '{name}' is {weight.shape[0]} classes × {weight.shape[1]} features, but"
+            f"probe head '{name}' is {shape[0]} classes × {shape[1]} features, but"
             f" the data have {classes} classes and the encoder gives {width} features"
         )
 

@@ -1,4 +1,4 @@
-"""Figures: the curves of a run from its metrics.jsonl, and the views that a recipe makes.
+"""Figures: the curves of a run from its metrics.jsonl, the views that a recipe makes, points.
 
 matplotlib is an extra; it is imported when a figure is drawn, without a display.
 """
@@ -103,6 +103,26 @@ def _save(pyplot: Any, figure: Any, path: Path) -> Path:
     finally:
         pyplot.close(figure)
     return path
+
+
+# --- Points ----------------------------------------------------------------------------------
+
+
+def scatter(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path) -> Path:
+    """Draw (title, points n 2, classes n) side by side, a color for each class, without axes.
+
+    Raises EquiError without matplotlib or for a file ending that it cannot write.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 4.4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, points, classes) in zip(axes[0], panels, strict=True):
+        numbers = np.unique(classes, return_inverse=True)[1]
+        axis.scatter(*points.T, c=numbers % 20, cmap="tab20", vmin=0, vmax=19, s=6, linewidths=0)
+        axis.set_title(title, fontsize=8)
+        axis.set(xticks=[], yticks=[])
+    return _save(pyplot, figure, path)
 
 
 # --- Views -----------------------------------------------------------------------------------

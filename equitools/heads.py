@@ -1,7 +1,8 @@
-"""Heads between a representation and a loss: DINO's prototypes, SimSiam's projector and predictor.
+"""Heads between a representation and a loss: DINO's prototypes, and projectors and predictors.
 
     DINO      ŷ_k = g_k · cos(v_k, bottleneck(MLP(z)))        (Caron et al., 2021)
     SimSiam   p = predictor(projector(z))                     (Chen & He, 2021)
+    others    z = W_n ReLU(norm(… ReLU(norm(W_1 h))))         (Chen et al., 2020, "SimCLR")
 
 With g frozen at 1 every logit of the DINO head is a cosine; the lengths of the directions v do
 not change the function.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +101,30 @@ def simsiam_predictor(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(*_hidden(dim, hidden), nn.Linear(hidden, dim))
 
 
-def _hidden(dim: int, out_dim: int) -> list[nn.Module]:
-    return [
-        nn.Linear(dim, out_dim, bias=False),
-        nn.BatchNorm1d(out_dim),
-        nn.ReLU(inplace=True),
-    ]
+def mlp(
+    *widths: int,
+    bias: bool = False,
+    out_bias: bool = False,
+    norm: bool = True,
+    out_norm: Literal["bare", "scale"] | None = None,
+) -> nn.Sequential:
+    """Linear layers of these widths with batch norm and ReLU between them; b d → b out.
+
+    bias, norm: of the hidden layers. out_bias: of the last linear layer. out_norm: a batch norm
+    after it, without parameters (bare) or with a learned scale and no shift (scale).
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers += _hidden(before, after, bias=bias, norm=norm)
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=out_bias))
+    if out_norm:
+        last = nn.BatchNorm1d(widths[-1], affine=out_norm == "scale")
+        if out_norm == "scale":
+            last.bias.requires_grad_(False)
+        layers.append(last)
+    return nn.Sequential(*layers)
+
+
+def _hidden(dim: int, out_dim: int, *, bias: bool = False, norm: bool = True) -> list[nn.Module]:
+    linear, rectified = nn.Linear(dim, out_dim, bias=bias), nn.ReLU(inplace=True)
+    return [linear, nn.BatchNorm1d(out_dim), rectified] if norm else [linear, rectified]

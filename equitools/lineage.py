@@ -7,9 +7,10 @@ over `from`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from equitools import manifest
 from equitools.errors import DataError, UsageError
 
 PLACE = ("id", "from", "stage", "argv", "seconds", "version")
@@ -116,3 +117,28 @@ def _comparable(document: dict[str, Any]) -> dict[str, Any]:
         for i, record in enumerate(records, 1)
     }
     return {key: item for key, item in document.items() if key != "history"} | {"history": stages}
+
+
+def verified(documents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[str]]:
+    """A row (name, path, ok or FAILED) for every file of the documents, and what is wrong."""
+    rows, problems = [], []
+    for document in documents:
+        for name, entry in (document.get("files") or {}).items():
+            try:
+                rows.append([name, _verified(entry, name), "ok"])
+            except (DataError, OSError) as error:
+                problems.append(str(error))
+                rows.append([name, entry.get("path"), "FAILED"])
+    return rows, problems
+
+
+def _verified(entry: dict[str, Any], name: str) -> str:
+    """The path of a file whose digest is right; a split is a set of shards, even of one."""
+    if not name.startswith("shards."):
+        return str(manifest.verify(entry, name))
+    from equitools import shards
+
+    found, said = manifest.digest_files(shards.locate(entry, name)), entry.get("digest")
+    if said not in (None, found):
+        raise DataError(f"{name} has changed: it is {found}, its manifest says {said}")
+    return entry["path"]

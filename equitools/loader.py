@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from equitools import augment, decoded, images, parallel, shards
+from equitools import augment, decoded, images, parallel, portions, shards
 from equitools.errors import DataError, EquiError, UsageError
 from equitools.resident import Resident
 
@@ -38,33 +38,39 @@ class StepBatches(Dataset):
         self.index, self.plan, self.seed = index, plan, seed
         self.batch, self.share = batch, batch // (ranks * accumulate)
         self.rank, self.accumulate = rank, accumulate
+        self.members = portions.members(plan.portion, batch)
+        portions.refuse_lonely(self.members, batch, processes=ranks, accumulate=accumulate)
         self.shapes = shapes(index, plan) if cache == "device" else None
         here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
         self.decoded = decoded.Decoded(index, here) if cache == "memory" else None
 
     def __getitem__(self, number: int) -> Any:
         step, micro = divmod(number, self.accumulate)
-        start = step * self.batch + (self.rank * self.accumulate + micro) * self.share
+        start = (self.rank * self.accumulate + micro) * self.share
+        inside = portions.inside(start, self.share, members=self.members, batch=self.batch)
         try:
-            members = shards.positions(self.index, self.seed, start, self.share)
+            members = shards.positions(self.index, self.seed, step * self.batch + start, self.share)
             if self.shapes is not None:
-                return self._draw(members, self.shapes)
+                return self._draw(members, self.shapes, step, inside)
             self._fetch([i for _, i in members])
-            return augment.collate([self._sample(epoch, i) for epoch, i in members])
+            drawn = [self._sample(*one, there) for one, there in zip(members, inside, strict=True)]
+            return augment.collate(drawn, seed=self.seed, step=step)
         except DataError as error:
             return error
 
-    def _draw(self, members: list[tuple[int, int]], known: np.ndarray) -> Any:
+    def _draw(
+        self, members: list[tuple[int, int]], known: np.ndarray, step: int, inside: list[bool]
+    ) -> Any:
         sizes = [(*known[i].tolist(), self.index.keys[i], epoch) for epoch, i in members]
-        drawn = self.plan.draw(sizes, self.seed)
+        drawn = self.plan.draw(sizes, self.seed, step=step, inside=inside)
         return drawn | {"samples": torch.tensor([i for _, i in members])}
 
     def _fetch(self, samples: list[int]) -> None:
         """Let storage work on the whole micro-batch while its first pictures are decoded."""
         self.index.fetch(samples if self.decoded is None else self.decoded.missing(samples))
 
-    def _sample(self, epoch: int, i: int) -> Any:
-        return self.plan.sample(self._picture(i), self.index.keys[i], self.seed, epoch)
+    def _sample(self, epoch: int, i: int, inside: bool) -> Any:
+        return self.plan.sample(self._picture(i), self.index.keys[i], self.seed, epoch, inside)
 
     def _picture(self, i: int) -> np.ndarray:
         if self.decoded is not None:
@@ -81,7 +87,9 @@ def shapes(index: Any, plan: Any) -> np.ndarray:
 
 def residents(data: StepBatches, device: torch.device) -> Resident | None:
     """The pictures on the device, where cache=device asks for it."""
-    return None if data.shapes is None else Resident(data.index, data.shapes, device)
+    if data.shapes is None:
+        return None
+    return Resident(data.index, data.shapes, device, data.plan.parts)
 
 
 class From(Sampler):

@@ -57,7 +57,7 @@ def set_rates(
         return rate
     rate = knobs["lr"] * batch / knobs["lr_reference"] * length.ramp(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = optim.own_share(knobs, group) * rate
     return rate
 
 

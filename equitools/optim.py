@@ -24,6 +24,7 @@ def optimizer_settings(
     name: str = "adamw",
     lr: float = 5e-4,
     lr_reference: int = 256,
+    bias_lr: float | None = None,
     min_lr: float = 1e-6,
     weight_decay: float = 0.04,
     weight_decay_end: float | None = None,
@@ -34,7 +35,8 @@ def optimizer_settings(
 ) -> dict[str, Any]:
     """The knobs of `recipe.optimizer`; the signature is the schema.
 
-    name: adamw, sgd or lars (timm's). lr per `lr_reference` images of the global batch.
+    name: adamw, sgd or lars (timm's). lr per `lr_reference` images of the global batch; bias_lr
+    the same of what is not decayed, biases and norms (Barlow Twins); None is lr.
     weight_decay_end: None keeps the decay constant. decay_bias: decay 1-D parameters and biases
     too. clip: largest L2 norm of a gradient, of each tensor or of all (`clip_per`); 0 is off.
     """
@@ -92,7 +94,16 @@ def create(settings: dict[str, Any], groups: list[dict[str, Any]]) -> torch.opti
         return torch.optim.SGD(groups, **knobs, fused=fused)
     from timm.optim import Lars
 
-    return Lars(groups, **knobs)
+    # Weights are adapted whatever their decay; biases and norms, which have none, are not.
+    adapted = [group | {"always_adapt": group["decayed"]} for group in groups]
+    return Lars(adapted, **knobs)
+
+
+def own_share(settings: dict[str, Any], group: dict[str, Any]) -> float:
+    """A group's rate as a share of the recipe's: another one for what is not decayed, if said."""
+    if group["decayed"] or settings["bias_lr"] is None:
+        return 1.0
+    return settings["bias_lr"] / settings["lr"]
 
 
 def set_rates(
@@ -110,7 +121,7 @@ def set_rates(
     start = settings["weight_decay"]
     decay = start if end is None else cosine(start, end, done)
     for group in optimizer.param_groups:
-        group["lr"] = base if group["constant"] else rate
+        group["lr"] = own_share(settings, group) * (base if group["constant"] else rate)
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return rate
 

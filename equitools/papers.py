@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from equitools import manifest, tables
-from equitools.errors import DataError, UsageError
+from equitools.cells import document_of
+from equitools.errors import DataError, EquiError, UsageError
 
-FOLDERS = ("objective", "equivariance", "backbone", "views", "schedule")
 COLUMNS = (
     "method", "epochs", "rotation", "backbone", "paper_params", "ours_params", "paper_gflops",
     "ours_gflops", "paper_top1", "paper_top5", "ours_top1", "ours_top1_sd", "ours_top5",
@@ -46,7 +47,7 @@ def table2(
     found = []
     for row in table["rows"]:
         cell = (row.get("cells") or {}).get(scale)
-        stated = cell_document(cell) if cell else None
+        stated = document_of(cell) if cell else None
         ours = [document for document in left if stated and fits(stated, document)]
         left = [document for document in left if not any(document is one for one in ours)]
         if "top1" not in row:
@@ -94,15 +95,14 @@ def _own(document: dict[str, Any], score: str) -> dict[str, Any]:
 
 
 def _status(row: dict[str, Any], ours: list[dict], scale: str) -> str:
+    quoted = "quoted by the paper; " if row.get("quoted") else ""
     if ours:
-        return "measured"
-    if row.get("quoted"):
-        return "quoted by the paper; not run"
+        return f"{quoted}measured"
     if row.get("missing"):
-        return f"{row['missing']} is not built yet"
-    return (
-        f"no result at scale {scale} yet" if scale in row["cells"] else f"not run at scale {scale}"
-    )
+        return f"{quoted}{row['missing']} is not built yet"
+    if scale in (cells := row.get("cells") or {}):
+        return f"{quoted}no result at scale {scale} yet"
+    return f"{quoted}not run at scale {scale}" if cells else f"{quoted}not run"
 
 
 def _score(document: dict[str, Any], score: str) -> dict[str, tables.Value]:
@@ -119,34 +119,29 @@ def _score(document: dict[str, Any], score: str) -> dict[str, tables.Value]:
     return metrics
 
 
+def counter(say: Callable[[str], Any]) -> Count:
+    """Counts each backbone layer once; says so when it cannot."""
+
+    @cache
+    def count(layer: str) -> tuple[float, float] | None:
+        from equitools import backbones, costs
+
+        described = manifest.layer(layer, ("backbone",))["recipe"]["backbone"]
+        try:
+            cost = costs.measure(backbones.create(described))
+        except EquiError as error:
+            say(f"{layer} is not counted: {error}")
+            return None
+        return cost.parameters, cost.flops
+
+    return count
+
+
 # --- Which row a result belongs to -----------------------------------------------------------
 
 
-def cell_layers(cell: str) -> list[str]:
-    """The layers that a cell's name spells: `dino+clever.vit-mini.caug+` → dino clever vit-mini
-    caug+. A part that is a layer's name is that layer, plus signs and all."""
-    known = manifest.layers(FOLDERS)
-    parts = [part for part in cell.split(".") if part]
-    return [n for part in parts for n in ([part] if part in known else part.split("+")) if n]
-
-
-def cell_document(cell: str) -> dict[str, Any]:
-    """What a cell says: its layers folded; `random.X` and `pixels` name the probe's encoder.
-
-    Raises UsageError for a layer that does not exist.
-    """
-    first, _, rest = cell.partition(".")
-    document: dict[str, Any] = {"recipe": {}}
-    if first in ("random", "pixels"):
-        document["probe"] = {"encoder": first}
-        cell = rest
-    for name in cell_layers(cell):
-        document = manifest.fold(document, manifest.layer(name, FOLDERS))
-    return document
-
-
 def fits(stated: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether a document's recipe is the one that a cell states (`cell_document`).
+    """Whether a document's recipe is the one that a cell states (`cells.document_of`).
 
     Compared: the encoder that was probed, objective, equivariance terms with the knobs that the
     layers state, backbone, rotation and elastic warps, and epochs where the layers state them.
@@ -184,6 +179,21 @@ def _holds(want: Any, have: Any) -> bool:
 
 
 # --- Table 2 for people ----------------------------------------------------------------------
+
+
+def notes(rows: list[dict[str, Any]], layer: dict[str, Any], scale: str) -> str:
+    """What a reader has to know about the table before comparing."""
+    counted = any(row["ours_params"] is not None for row in rows)
+    done = sum(row["ours_top1"] is not None for row in rows)
+    return "\n".join([
+        f"- Ours: rows measured: {done}; scale {scale}: {layer['scales'][scale]}.",
+        "- ± is the spread over runs where a row has several, else over seeds of the probe.",
+        "- Numbers on other data, backbones or epochs than the paper's are not comparable with it,"
+        " and one seed says nothing about the order of methods.",
+        "- #Params and GFLOPs are "
+        + ("counted on the backbones that are named; * only the paper's number."
+           if counted else "the paper's (*)."),
+    ]) + "\n"  # fmt: skip
 
 
 def show_table2(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:

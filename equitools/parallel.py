@@ -104,6 +104,35 @@ def gather(value: Tensor) -> Tensor:
     return torch.cat(tuple(all_gather(value)))
 
 
+def gather_rows(value: Tensor) -> tuple[Tensor, list[int]]:
+    """`gather` for n … tensors whose n differs between processes, with each process's n."""
+    if world_size() == 1:
+        return value, [len(value)]
+    counts = [value.new_zeros(1, dtype=torch.long) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(value)], device=value.device))
+    lengths = [int(count) for count in counts]
+    if not any(lengths):
+        return value, lengths
+    missing = value.new_zeros(max(lengths) - len(value), *value.shape[1:])
+    padded = gather(torch.cat([value, missing])).split(max(lengths))
+    return torch.cat([part[:n] for part, n in zip(padded, lengths, strict=True)]), lengths
+
+
+def sum_across(value: Tensor) -> Tensor:
+    """The sum of `value` over processes, with the gradient that `gather` has: each process
+    receives the sum of all processes' gradients."""
+    if world_size() == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(value)
+
+
+def first_row(count: int) -> int:
+    """Where this process's rows begin in what `gather` makes of `count` rows in each process."""
+    return rank() * count if world_size() > 1 else 0
+
+
 def quiet_worker(number: int) -> None:
     """A loader's worker ends with its parent, and leaves interruptions to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from equitools import parallel
 from equitools.errors import UsageError
 from equitools.heads import WeightNormLinear
-from equitools.records import Step
+from equitools.records import Features, Step
 
 Norm = Literal["squared", "root"]
 ScaleFree = Literal["keep", "drop"]
@@ -74,6 +74,14 @@ def predicted_cosine(predicted: Sequence[Tensor], projected: Sequence[Tensor]) -
 def global_views(step: Step) -> list[int]:
     """The indices of the views that a slow encoder sees, in the order of `step.target`."""
     return [i for i, view in enumerate(step.views) if view.group == "global"]
+
+
+def two_views(step: Step, name: str) -> tuple[Features, Features]:
+    """What the encoder says of the two global views; UsageError naming the objective otherwise."""
+    found = [step.online[i] for i in global_views(step)]
+    if len(found) != 2:
+        raise UsageError(f"{name} compares two global views, not {len(found)}")
+    return found[0], found[1]
 
 
 def partners(step: Step) -> list[tuple[int, ...]]:
@@ -198,15 +206,34 @@ def mean_size(features: Sequence[Tensor]) -> float:
     return float(torch.stack([part.float().abs().mean() for part in features]).mean())
 
 
+def vital_signs(objective: Any, step: Step) -> dict[str, float]:
+    """Signs of collapse of an objective without prototypes: log10 Σp² of its heads (h_I), and
+    mean |z| of the representation (z_I)."""
+    return {
+        "h_I": log_power(objective.heads()),
+        "z_I": mean_size([features.invariant for features in step.online]),
+    }
+
+
+# What a term may ask of an objective's heads (`needs` of the one, `pairs` of the other).
+HEADS = {
+    "distribution": "a head over prototypes",
+    "projector": "a projector and a predictor",
+}
+
+
+def goes_with(term: Any, objective: Any) -> bool:
+    """Has the objective the heads that the term asks for, if it asks? Classes or objects."""
+    return getattr(term, "needs", None) in (None, getattr(objective, "pairs", None))
+
+
 def check_pair(term: Any, name: str, dim: int, objective: Any) -> None:
     """Refuse a term whose objective has no heads of the kind that it pairs with, or no EF part."""
-    reasons = {
-        "distribution": "it compares distributions over prototypes, as dino has them",
-        "projector": "it pairs a projector and a predictor, as simsiam has them",
-    }
-    kind = getattr(objective, "pairs", None)
-    if kind != term.needs:
+    if not goes_with(term, objective):
         other = type(objective).__name__.lower()
-        raise UsageError(f"{name} does not go with {other}: {reasons[term.needs]}")
+        raise UsageError(
+            f"{name} does not go with {other}: it needs an objective with"
+            f" {HEADS[term.needs]} (equi-pretrain --list shows the pairs)"
+        )
     if dim < 1:
         raise UsageError(f"{name} needs an encoder that splits its output; say backbone.split=0.8")

@@ -6,13 +6,13 @@ three samples, carried on to the batch of one process; nothing is trained and no
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equitools import augment, ema, learner, recipe, throughput
-from equitools.records import View
 
 # Images of the train splits of ILSVRC 2012 and of its hundred-class subset (CMC's list).
 KNOWN = {"ImageNet-100": 126_689, "ImageNet-1k": 1_281_167}
@@ -21,14 +21,16 @@ KNOWN = {"ImageNet-100": 126_689, "ImageNet-1k": 1_281_167}
 def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
     """The plan of a resolved recipe, for people."""
     model = learner.build(settings)
-    views = augment.plan(settings["views"]).views
+    plan = augment.plan(settings["views"])
     lines = [f"objective     {settings['objective']['name']}"]
     lines += [f"equivariance  {', '.join(settings['equivariance']) or 'none'}"]
     lines += [f"backbone      {settings['backbone']['name']}, {_millions(model.encoder)}"]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines += [f"trained       {trained / 1e6:.2f} M parameters of encoder and heads"]
     if model.encoder.split is not None:
         rest = model.encoder.dim - model.encoder.split
         lines += [f"split         {model.encoder.dim} = {model.encoder.split} IR + {rest} EF"]
-    lines += [_heads(model), _views(views), *_steps(settings, document)]
+    lines += [_heads(model), _views(plan), *_steps(settings, document)]
     lines += [_memory(settings, model), throughput.describe(settings, document)]
     return "\n".join(lines) + "\n"
 
@@ -57,13 +59,13 @@ def _head_modules(model: learner.Learner) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _views(views: list[Any]) -> str:
-    counts: dict[tuple[str, int], int] = {}
-    for view in views:
-        key = (view.group, view.size)
-        counts[key] = counts.get(key, 0) + 1
-    text = " + ".join(f"{n} {group} of {size} px" for (group, size), n in counts.items())
-    return f"views         {len(views)} an image: {text}"
+def _views(plan: augment.Views) -> str:
+    whole = Counter((view.group, view.size) for view in plan.views if view.replaces is None)
+    text = " + ".join(f"{n} {group} of {size} px" for (group, size), n in whole.items())
+    part = Counter((view.group, view.size) for view in plan.views if view.replaces is not None)
+    for (group, size), n in part.items():
+        text += f"; {n} {group} of ~{size} px for {100 * (plan.portion or 0):g} % of the batch"
+    return f"views         {whole.total()} an image: {text}"
 
 
 def _steps(settings: dict[str, Any], document: dict[str, Any]) -> list[str]:
@@ -101,12 +103,15 @@ def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
 
 def activations(model: learner.Learner, views: dict[str, Any]) -> tuple[float, float]:
     """Bytes that autograd keeps beside parameters: whatever the batch is, and for each sample."""
-    two, three = (kept(model, views, samples) for samples in (2, 3))
-    return 3 * two - 2 * three, three - two
+    portion = augment.plan(views).portion
+    return throughput.for_each(lambda n, inside: kept(model, views, n, inside), portion)
 
 
-def kept(model: learner.Learner, views: dict[str, Any], samples: int) -> float:
-    """Bytes that autograd keeps for the views of so many samples (parameters not counted)."""
+def kept(model: learner.Learner, views: dict[str, Any], samples: int, inside: int = 0) -> float:
+    """Bytes that autograd keeps for the views of so many samples (parameters not counted).
+
+    inside: how many of them are in the portion.
+    """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
 
@@ -116,17 +121,10 @@ def kept(model: learner.Learner, views: dict[str, Any], samples: int) -> float:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    pictures = [_blank(view, samples) for view in augment.plan(views).views]
+    pictures = throughput.blank(augment.plan(views), samples, inside)
     target = None
     if model.needs_target:
-        with torch.no_grad():
-            whole = [view for view in pictures if view.group == "global"]
-            target = learner.encode(ema.slow_copy(model.encoder), whole)
+        target = model.see_slowly(ema.slow_copy(model.encoder), pictures)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model(pictures, target, 0.0, 0.0)
     return sum(found.values())
-
-
-def _blank(view: Any, samples: int) -> View:
-    image = torch.randn(samples, 3, view.size, view.size)
-    return View(image, {}, torch.eye(3).expand(samples, 3, 3), group=view.group)

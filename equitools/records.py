@@ -1,4 +1,4 @@
-"""The three nouns that the rest of the code speaks: View, Features, Step.
+"""The three nouns that the rest of the code speaks: View, Features, Step (and a part of a step).
 
 Tensor shapes use b batch, d width, n tokens, h w map, k parameters of an operation, v views.
 """
@@ -21,6 +21,10 @@ class View:
     mask    b n booleans, patches hidden from the encoder, or None
     rows    b, the samples of the batch that this view shows, or None for all of them
     group   the recipe's name of the view group ("global", "local")
+    replaces  the group whose views this one stands in for where `rows` says; None outside portions
+
+    In a portion, whose views have a grid of their own, `matrix` is float64 and on the CPU, so that
+    it can be recognized as a flip or a turn.
     """
 
     image: Tensor
@@ -29,6 +33,7 @@ class View:
     mask: Tensor | None = None
     rows: Tensor | None = None
     group: str = "global"
+    replaces: str | None = None
 
 
 @dataclass
@@ -58,10 +63,27 @@ class Features:
 
 
 @dataclass
+class Portion:
+    """The views of a group that shows a part of the batch, and what both encoders say of them.
+
+    Every record's `rows` are the samples of this process's batch that the views show, the same for
+    all. maps are those of the layers that terms ask for, on each view's own grid. target is None
+    where no term reads a slow encoder. There may be no rows here while other processes have some.
+    """
+
+    views: list[View]
+    online: list[Features]
+    target: list[Features] | None
+
+
+@dataclass
 class Step:
     """Everything a term may read: the views, what both encoders say, and how far the run is.
 
-    done is the share of the run that is behind us, in [0, 1]; epoch counts passes over the data.
+    views, online and target are of the whole batch: where a portion of it has views of its own,
+    the features of both are put together in the order of the batch. portions holds those views by
+    their group's name. done is the share of the run that is behind us, in [0, 1]; epoch counts
+    passes over the data.
     """
 
     views: list[View]
@@ -70,3 +92,4 @@ class Step:
     objective: Any
     done: float
     epoch: float
+    portions: dict[str, Portion] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools import decoded
+from equitools import augment, decoded
 from equitools.augment import bicubic, crop
 from equitools.errors import UsageError
 
@@ -20,13 +20,16 @@ from equitools.errors import UsageError
 class Resident:
     """All pictures of an index (`image(i)`, `where(i)`), n 3 H W uint8 on a device.
 
-    shapes: their heights and widths, n 2.
+    shapes: their heights and widths, n 2. parts: of a plan, whose crops `fill` takes.
 
     Raises UsageError when they would take more than half of its free memory, DataError for what is
     not a picture.
     """
 
-    def __init__(self, index: Any, shapes: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self, index: Any, shapes: np.ndarray, device: torch.device, parts: dict[str, augment.Part]
+    ) -> None:
+        self.parts = parts
         frame = shapes.max(axis=0).tolist()
         _refuse_more(3 * len(shapes) * frame[0] * frame[1], frame, device)
         self.shapes = torch.from_numpy(shapes.astype(np.float64))
@@ -40,11 +43,14 @@ class Resident:
         samples: Tensor = batch.pop("samples")
         pictures = self.pixels[samples.to(self.pixels.device)]
         sides = self.shapes[samples]
-        for size, part in batch.items():
-            views = part["parameters"]["crop"].view(-1, len(samples), 4)
-            windows = crop.in_pixels(views, sides)
-            crops = [bicubic.resample(pictures, view, int(size)) for view in windows]
-            part["crops"] = torch.stack(crops)
+        for name, part in self.parts.items():
+            drawn, here, there = batch[name], pictures, sides
+            if "rows" in drawn:
+                here, there = pictures[drawn["rows"].to(pictures.device)], sides[drawn["rows"]]
+            views = drawn["parameters"]["crop"].view(len(part.members), len(there), 4)
+            windows = crop.in_pixels(views[: len(part.cropped)], there)
+            crops = [bicubic.resample(here, view, part.size) for view in windows]
+            drawn["crops"] = torch.stack(crops)
         return batch
 
 

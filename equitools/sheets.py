@@ -8,6 +8,7 @@ import numpy as np
 
 from equitools import augment, figures, images, recipe
 from equitools.augment import unnormalize
+from equitools.records import View
 
 Rows = list[tuple[str, np.ndarray, list[tuple[str, np.ndarray, str]]]]
 
@@ -19,13 +20,21 @@ def rows(
 
     asked: a recipe; its defaults are applied as in pretraining. Each row is the sample's key, its
     picture h w 3 in [0, 1], and (group and size, picture, parameters) for every view, the same
-    views that pretraining with this seed shows in this epoch. Raises UsageError for a recipe that
-    makes no views, DataError for a picture that cannot be decoded.
+    views that pretraining with this seed shows in this epoch; those of a portion come last, on the
+    grids of the first step, as if every picture were in it and outside it as well. Raises
+    UsageError for a recipe that makes no views, DataError for a picture that cannot be decoded.
     """
     plan = augment.plan(recipe.apply_defaults(asked).get("views") or {})
     sources = [_source(index, i) for i in range(min(count, len(index)))]
-    drawn = [plan.sample(image, key, seed, epoch) for key, image in sources]
-    views = plan.finish(augment.collate(drawn), "cpu")
+
+    def made(inside: bool) -> list[View]:
+        drawn = [plan.sample(image, key, seed, epoch, inside) for key, image in sources]
+        return plan.finish(augment.collate(drawn, seed=seed), "cpu")
+
+    views = made(inside=plan.portion == 1)
+    if plan.portion not in (None, 1):
+        views = [view for view in views if view.replaces is None]
+        views += [view for view in made(inside=True) if view.replaces is not None]
     return [
         (key, image / 255.0, [_shown(view, i) for view in views])
         for i, (key, image) in enumerate(sources)
@@ -40,6 +49,7 @@ def _source(index: Any, i: int) -> tuple[str, np.ndarray]:
 def _shown(view: Any, i: int) -> tuple[str, np.ndarray, str]:
     """Title, picture and parameters of one sample in a view."""
     action = {name: values[i].flatten().tolist() for name, values in view.action.items()}
-    title = f"{view.group} {view.image.shape[-1]} px"
+    height, width = view.image.shape[-2:]
+    title = f"{view.group} {width} px" if height == width else f"{view.group} {width}×{height} px"
     shown = unnormalize(view.image[i].float()).permute(1, 2, 0).numpy()
     return title, shown, figures.parameters(action)

@@ -27,7 +27,7 @@ _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--"} | {c: rf"\{c}"
 class Value:
     """A score: its mean, the standard deviation over `count` repetitions (None when unknown).
 
-    As text: percents with one decimal, small numbers with two.
+    As text: percents with one decimal, below 10 with two, and below 1 (cosines) with three.
     """
 
     mean: float
@@ -35,7 +35,7 @@ class Value:
     count: int = 1
 
     def __str__(self) -> str:
-        digits = 1 if abs(self.mean) >= 10 else 2
+        digits = 1 if abs(self.mean) >= 10 else 2 if abs(self.mean) >= 1 else 3
         spread = f" ± {self.sd:.{digits}f}" if self.sd is not None and self.count > 1 else ""
         return f"{self.mean:.{digits}f}{spread}"
 
@@ -178,8 +178,9 @@ def described(document: dict[str, Any]) -> dict[str, str]:
 
 
 def encoder(document: dict[str, Any]) -> str | None:
-    """Which encoder was probed when it is not the one that the recipe trained: pixels, random…"""
-    return (document.get("probe") or {}).get("encoder")
+    """Which encoder was asked when it is not the one that the recipe trained: pixels, random…"""
+    asked = [(document.get(stage) or {}).get("encoder") for stage in ("perturb", "probe")]
+    return asked[0] or asked[1]
 
 
 def method(document: dict[str, Any]) -> str:

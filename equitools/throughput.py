@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from equitools import augment, ema, images, learner, shards
+from equitools import augment, ema, images, learner, portions, shards
 from equitools.errors import EquiError
 from equitools.records import View
 
@@ -103,16 +104,26 @@ def one_core(plan: Any, data: list[bytes]) -> float:
 
 def _make(plan: Any, data: list[bytes]) -> int:
     pixels = [images.decode(one, "a picture to measure with") for one in data]
-    augment.collate([plan.sample(image, str(i), 0, 0) for i, image in enumerate(pixels)])
+    inside = portions.inside(
+        0, len(data), members=round((plan.portion or 0) * len(data)), batch=len(data)
+    )
+    drawn = [plan.sample(image, str(i), 0, 0, inside[i]) for i, image in enumerate(pixels)]
+    augment.collate(drawn)
     return len(data)
 
 
 def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
     """Floating-point operations of one training step for each sample: forward and backward."""
     model = learner.build(settings)
-    with FlopCounterMode(display=False) as counter:
-        _step(model, _slow(model), _blank(plan, samples, "cpu"))
-    return counter.get_total_flops() / samples
+
+    def counted(samples: int, inside: int) -> float:
+        with FlopCounterMode(display=False) as counter:
+            _step(model, _slow(model), blank(plan, samples, inside))
+        return float(counter.get_total_flops())
+
+    if plan.portion is None:
+        return counted(samples, 0) / samples
+    return for_each(counted, plan.portion, samples)[1]
 
 
 def measured(settings: dict[str, Any], plan: Any) -> float:
@@ -120,7 +131,7 @@ def measured(settings: dict[str, Any], plan: Any) -> float:
     model = learner.build(settings).cuda()
     processes = settings["processes"] or torch.cuda.device_count()
     samples = settings["batch_size"] // (processes * settings["accumulate"])
-    views, slow = _blank(plan, samples, "cuda"), _slow(model)
+    views, slow = blank(plan, samples, round((plan.portion or 0) * samples), "cuda"), _slow(model)
     bf16 = settings["precision"] != "fp32" and torch.cuda.is_bf16_supported()
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         _step(model, slow, views)
@@ -136,20 +147,50 @@ def _slow(model: learner.Learner) -> Any:
     return ema.slow_copy(model.encoder) if model.needs_target else None
 
 
-def _blank(plan: Any, samples: int, device: str) -> list[View]:
-    def view(planned: Any) -> View:
-        image = torch.randn(samples, 3, planned.size, planned.size, device=device)
-        matrix = torch.eye(3, device=device).expand(samples, 3, 3)
-        return View(image, {}, matrix, group=planned.group)
+def for_each(
+    cost: Callable[[int, int], float], portion: float | None, samples: int = 2
+) -> tuple[float, float]:
+    """What a step costs whatever the batch, and for each sample.
 
-    return [view(planned) for planned in plan.views]
+    cost: of a batch of so many samples, of which so many are in the portion. A sample inside and
+    one outside are told apart by one more of each; the mean is weighted by the portion.
+    """
+    share = portion or 0.0
+    inside, outside = (samples if share else 0), (samples if share < 1 else 0)
+    start = cost(outside + inside, inside)
+    one_out = cost(outside + 1 + inside, inside) - start if share < 1 else 0.0
+    one_in = cost(outside + inside + 1, inside + 1) - start if share else 0.0
+    each = share * one_in + (1 - share) * one_out
+    return start - inside * one_in - outside * one_out, each
+
+
+def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[View]:
+    """Noise in the shape of a plan's views, the first samples of which are in the portion, whose
+    grids have their mean size."""
+    rows = torch.arange(samples, device=device).split([inside, samples - inside])
+
+    def view(planned: Any, part: Any) -> View:
+        own = None if part.inside is None else rows[not part.inside]
+        count = samples if own is None else len(own)
+        image = torch.randn(count, 3, *[_side(plan, planned)] * 2, device=device)
+        matrix = torch.eye(3, device=device).expand(count, 3, 3)
+        return View(image, {}, matrix, rows=own, group=planned.group, replaces=planned.replaces)
+
+    part_of = {number: part for part in plan.parts.values() for number in part.members}
+    return [view(plan.views[number], part_of[number]) for number in sorted(part_of)]
+
+
+def _side(plan: Any, planned: Any) -> int:
+    if planned.replaces is None:
+        return planned.size
+    patch = plan.settings[planned.group]["patch"]
+    return round(planned.size / patch) * patch
 
 
 def _step(model: learner.Learner, slow: Any, views: list[View]) -> None:
     target = None
     if slow is not None:
-        with torch.no_grad():
-            target = learner.encode(slow, [view for view in views if view.group == "global"])
+        target = model.see_slowly(slow, views)
     loss, _, _ = model(views, target, 0.0, 0.0)
     model.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,11 +1,10 @@
-"""Robustness of what a probe has learned: the same head, changed test pictures."""
+"""Changed pictures: is a probe's head still right, and do the encoder's maps move with them?"""
 
 from __future__ import annotations
 
-import statistics
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equitools import frame, manifest
 from equitools.errors import DataError, UsageError
@@ -21,6 +20,14 @@ def settings_of(
     draws: int = 3,
     seed: int = 0,
     k: int = 20,
+    layers: list[int] | None = None,
+    norm: bool = True,
+    encoder: str | None = None,
+    encoder_seed: int = 0,
+    pretrained: bool = False,
+    size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: Literal["bicubic", "bilinear"] | None = None,
     limit: int | None = None,
     extract_batch_size: int = 256,
     device: str = "auto",
@@ -28,64 +35,87 @@ def settings_of(
 ) -> None:
     """The knobs of `perturb`; the signature is the schema.
 
-    tests: {grid: {...}, rotation: {...}, elastic: {...}} with each one's own knobs. draws: passes
-    with other random parameters; seed: of them. k: neighbors, where there is no linear head.
-    limit: so many test samples at most.
+    tests: {grid: {...}, equivariance: {...}} with each one's own knobs. draws: passes with other
+    random parameters; seed: of them. k: neighbors, where there is no head. limit: so many samples
+    of a split at most. Of equivariance and layers alone: layers, blocks or stages from 1, -1 is the
+    last (null: all, or the first and each quarter); norm: a ViT's final norm on every block;
+    encoder, encoder_seed, pretrained, size, crop_pct, interpolation as equi-probe has them, by
+    default those of the probe or of the document.
     """
+
+
+# Settings that only the tests without a probe have.
+UNJUDGED = ("layers", "encoder", "size", "crop_pct", "interpolation")
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with every default written back, those of the tests too."""
-    from equitools import names
+    from equitools import evals, names
     from equitools.evals import perturbed
 
     settings = names.knobs(settings_of, given, "perturb")
     if settings["draws"] < 1:
         raise UsageError(f"perturb.draws is {settings['draws']}; it is at least 1")
+    menu = perturbed.TESTS | evals.DIAGNOSES
     settings["tests"] = {
         name: names.knobs(
-            names.pick(perturbed.TESTS, name, "perturbation"), knobs or {}, f"perturb.tests.{name}"
+            names.pick(menu, name, "perturbation"), knobs or {}, f"perturb.tests.{name}"
         )
         for name, knobs in settings["tests"].items()
     }
+    judged = [name for name in settings["tests"] if name in perturbed.TESTS]
+    said = [key for key in UNJUDGED if settings[key] is not None]
+    if judged and said:
+        raise UsageError(
+            f"{judged[0]} asks the encoder of the probe as the probe saw it, so perturb.{said[0]}"
+            f" is for {' and '.join(evals.DIAGNOSES)} alone; run them apart"
+        )
     return settings
 
 
 def columns(settings: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """(test, column, what is done) of every column of every test."""
+    """(test, column, what is done) of every column of the tests that a probe judges."""
     from equitools.evals import perturbed
 
-    found = [
+    if not settings["tests"]:
+        names = "grid, rotation, elastic, equivariance, layers"
+        raise UsageError(f"no perturbation is asked for; name one: {names}")
+    return [
         (test, name, column)
         for test, knobs in settings["tests"].items()
+        if test in perturbed.TESTS
         for name, column in perturbed.TESTS[test](**knobs).items()
     ]
-    if not found:
-        raise UsageError("no perturbation is asked for; name one: grid, rotation, elastic")
-    return found
 
 
 def run(request: Request) -> dict[str, Any] | None:
-    """Find encoder and judge, extract features of every changed test set, and compare."""
+    """Find the encoder, judge every changed test set, diagnose its maps, and write it all down."""
     settings = resolve(request.settings)
     tests = columns(settings)
     if request.plan:
         request.print_plan(manifest.dump({"perturb": settings}))
         return None
-    from equitools import encoders, features, shards
+    from equitools import encoders, features, maps, shards
+    from equitools.evals import DIAGNOSES, perturbed
 
     document = request.document
-    probe = probe_of(document)
+    probe = perturbed.probe_of(document) if tests else encoders.shown(document, settings)
+    diagnoses = [name for name in settings["tests"] if name in DIAGNOSES]
     index = shards.open_split(document, "val")
+    splits = {"val": index}
+    if "layers" in diagnoses:
+        splits["train"] = apart(shards.open_split(document, "train"), index)
     encoder, label = encoders.find(
         document, probe["encoder"], seed=probe["encoder_seed"], pretrained=probe["pretrained"]
     )
+    if diagnoses:
+        maps.choose(encoder, settings["layers"])
     settings["device"] = encoders.pick_device(settings["device"])
     weights = features.fingerprint(encoder)
-    judged = "linear head" if "probe.heads" in document["files"] else f"{settings['k']}-NN"
+    digests = {split: found.digest for split, found in splits.items()}
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     heads = document["files"].get("probe.heads", {}).get("digest")
-    identity = manifest.identity("perturb", matters, probe, weights, index.digest, heads)
+    identity = manifest.identity("perturb", matters, probe, weights, digests, heads)
     out = request.out or request.choose_out(
         encoders.folder(document, probe["encoder"], f"perturb-{identity[:8]}")
     )
@@ -94,38 +124,88 @@ def run(request: Request) -> dict[str, Any] | None:
         return done
     request.choose_out(out)
     frame.lock(out)
-    judge = find_judge(document, encoder, probe, settings, out)
-    scores = measure(encoder, index, judge, tests, probe, settings)
-    facts = {
-        "encoder": label,
-        "weights": weights,
-        "judge": f"{judged} of clean pictures, {probe['layers']}, slicing {probe['split']}",
-        "transform": transforms(encoder, probe, tests),
-        "metric": "micro accuracy in percent of all test samples, mean over the probe's seeds",
-        "draws": settings["draws"],
-        "test_samples": len(features.subset(len(index), settings["limit"])),
-        "data": {"val": index.digest},
-        **encoders.platform(settings["device"]),
-    }
-    known = document.get("scores", {})
-    finished = {**document, "kind": "scores", "perturb": settings, "scores": {**known, **scores}}
-    return request.record(finished, identity, **facts)
+    scores: dict[str, float] = {}
+    facts: dict[str, Any] = {"encoder": label, "weights": weights, "data": digests}
+    if tests:
+        judge = find_judge(document, encoder, probe, settings, out)
+        scores |= measure(encoder, index, judge, tests, probe, settings)
+        facts |= perturbed.facts(encoder, tests, probe)
+        facts |= {
+            "judge": f"{perturbed.judge_of(document, settings['k'])} of clean pictures,"
+            f" {probe['layers']}, slicing {probe['split']}",
+            "draws": settings["draws"],
+            "test_samples": len(features.subset(len(index), settings["limit"])),
+        }
+    for name in diagnoses:
+        outcome = diagnose(name, encoder, splits, probe, settings)
+        scores |= {f"perturb/{name}/{key}": value for key, value in outcome.scores.items()}
+        facts[name] = outcome.facts
+        for what, why in outcome.facts.get("left_out", {}).items():
+            request.said.warning("%s of %s is left out: %s", what, label, why)
+    facts |= encoders.platform(settings["device"])
+    return request.record(finish(document, settings, scores), identity, **facts)
 
 
-def probe_of(document: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the probe whose head or neighbors judge; DataError where there is none."""
-    probe = document.get("probe") or {}
-    needed = {"eval", "encoder", "encoder_seed", "pretrained", "parts", "split", "layers", "size"}
-    needed |= {"crop_pct", "interpolation", "limit"}
-    if probe and (missing := sorted(needed - probe.keys())):
-        raise DataError(f"the document's probe section lacks {', '.join(missing)}; probe again")
-    judged = probe and ("probe.heads" in document.get("files", {}) or probe["eval"] == "knn")
-    if not judged:
+def finish(
+    document: dict[str, Any], settings: dict[str, Any], scores: dict[str, float]
+) -> dict[str, Any]:
+    """The document with settings and scores; what is said of another encoder than its own says
+    nothing of this one."""
+    known, files = document.get("scores", {}), dict(document.get("files", {}))
+    if settings["encoder"] is not None:
+        known = {}
+        files = {key: v for key, v in files.items() if key not in ("encoder", "probe.heads")}
+        document = {key: value for key, value in document.items() if key != "probe"}
+    changed = {"kind": "scores", "perturb": settings, "files": files}
+    return {**document, **changed, "scores": {**known, **scores}}
+
+
+def apart(train: Any, val: Any) -> Any:
+    """The train split; DataError where it is the val split once more."""
+    if train.digest == val.digest:
         raise DataError(
-            "nothing can judge the changed pictures: the document has no probe heads; run"
-            " equi-probe linear (or knn) first, as in equi-probe linear | equi-perturb grid"
+            "the train and the val split are the same shards; layers would be judged on pictures"
+            " that it has learned"
         )
-    return probe
+    return train
+
+
+def diagnose(
+    name: str, encoder: Any, splits: dict[str, Any], probe: dict[str, Any],
+    settings: dict[str, Any],
+) -> Any:  # fmt: skip
+    """What one evaluation of maps says of an encoder, and how it was done."""
+    from equitools import encoders, features, maps, preprocess
+    from equitools.evals import DIAGNOSES
+
+    knobs = settings["tests"][name]
+    default = maps.quarters(encoder.depth) if name == "layers" else None
+    layers = maps.choose(encoder, settings["layers"] or default)
+    shape = {key: probe[key] for key in ("size", "crop_pct", "interpolation")}
+    transform = preprocess.evaluation_transform(encoder, **shape)
+    limits = {"val": knobs.get("images") or knobs.get("test_pairs")}
+    if name == "layers":
+        limits["train"] = knobs["train_pairs"]
+    total = sum(
+        len(features.subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
+        for split, limit in limits.items()
+    )
+    with frame.progress(total, name, "image") as bar:
+        source = maps.source(
+            encoder, splits, transform, layers, norm=settings["norm"], seed=settings["seed"],
+            untrained=lambda: encoders.untrained(encoder, probe["encoder_seed"]),
+            limit=settings["limit"], device=settings["device"], workers=settings["workers"],
+            batch_size=settings["extract_batch_size"], progress=bar.advance,
+        )  # fmt: skip
+        evaluation: Any = DIAGNOSES[name]
+        outcome = evaluation(source, **knobs)
+    normed = "its final norm on every block" if settings["norm"] else "as the block leaves them"
+    outcome.facts |= {
+        "transform": transform.describe(),
+        "layers": layers,
+        "maps": f"patch tokens, {normed}" if encoder.is_vit else "maps of the stages",
+    }
+    return outcome
 
 
 def find_judge(
@@ -187,53 +267,26 @@ def measure(
                 )  # fmt: skip
                 features.require_labels(table, "val")
                 draws.append(judge(table))
-            scores |= summary(f"perturb/{test}/{name}", draws)
+            scores |= perturbed.summary(f"perturb/{test}/{name}", draws)
     return scores
-
-
-def summary(prefix: str, draws: list[dict[str, float]]) -> dict[str, float]:
-    """Each draw's scores, their mean, and their sample standard deviation (0 for one draw)."""
-    scores: dict[str, float] = {}
-    for key in draws[0]:
-        part, metric = key.split("/")
-        values = [draw[key] for draw in draws]
-        scores |= {f"{prefix}/{part}/draw{i}/{metric}": v for i, v in enumerate(values)}
-        scores[f"{prefix}/{part}/mean/{metric}"] = statistics.fmean(values)
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        scores[f"{prefix}/{part}/sd/{metric}"] = sd
-    return scores
-
-
-def transforms(
-    encoder: Any, probe: dict[str, Any], tests: list[tuple[str, str, Any]]
-) -> dict[str, Any]:
-    """What was done to the pictures of each column, in words and numbers."""
-    from equitools import preprocess
-    from equitools.evals import perturbed
-
-    shape = {key: probe[key] for key in ("size", "crop_pct")}
-    found = {}
-    for test, name, column in tests:
-        plain = preprocess.evaluation_transform(
-            encoder, interpolation=column.interpolation, **shape
-        )
-        changed = perturbed.scaled(column.operations, plain.size)
-        found[f"{test}/{name}"] = {"picture": plain.describe(), **changed}
-    return found
 
 
 PROGRAM = Program(
     name="perturb",
     section="perturb",
-    reads=("checkpoint", "scores"),
-    folders=("perturb",),
+    reads=("shards", "checkpoint", "scores"),
+    folders=("perturb", "backbone"),
     run=run,
     check=resolve,
-    help="""Judge changed test pictures with the head (or neighbors) of a probe.
+    help="""Judge changed test pictures with the head (or neighbors) of a probe, or look at the
+    encoder's maps of them.
 
     grid is the Orig / CJ / CJ+Flip / CJ+Ro / CJ+Ro(180) / CJ+Ro+ET comparison; rotation and elastic
-    sweep the strength of one change. Every picture's change depends on its key and the seed
-    alone, so that all encoders see the same pictures.
+    sweep the strength of one change. equivariance scores how each layer's map moves with turned,
+    flipped and scaled pictures, its controls beside it; layers asks a classifier how pictures were
+    turned or flipped: these two need no probe, and take encoder= as equi-probe does. Every
+    picture's change depends on its key and the seed alone, so that all encoders see the same
+    pictures.
     """,
 )
 main = frame.command(PROGRAM)

@@ -153,8 +153,8 @@ def train(
     import torch
     from accelerate import Accelerator
 
-    from equitools import augment, checkpoint, ema, loader, loop, optim, parallel, state
-    from equitools.learner import build, encode
+    from equitools import augment, batchnorm, checkpoint, ema, loader, loop, optim, parallel, state
+    from equitools.learner import build
     from equitools.log import MetricsLog
 
     trackers = loop.trackers_of(settings)
@@ -170,8 +170,8 @@ def train(
     model = build(settings)
     loop.exported(settings, model, model.encoder if model.needs_target else None)
     plan = augment.plan(settings["views"])
-    if parallel.world_size() > 1 and device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if parallel.world_size() > 1:
+        model = batchnorm.synchronize(model, device)
     slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
     model.to(device)
     optimizer = loop.make_optimizer(settings, model)
@@ -218,7 +218,7 @@ def train(
                 views, target = plan.finish(batch, device), None
                 if slow is not None:
                     with torch.no_grad(), accelerator.autocast():
-                        target = encode(slow, [view for view in views if view.group == "global"])
+                        target = model.see_slowly(slow, views)
                 final = micro == settings["accumulate"] - 1
                 with loop.sync_only_last(accelerator, wrapped, final):
                     loss, parts, record = wrapped(views, target, done, epoch)
@@ -333,10 +333,18 @@ def menus() -> dict[str, Any]:
     def backbones() -> Any:
         return importlib.import_module("equitools.backbones").menu()
 
+    def pairs(table: str) -> Any:
+        return lambda: getattr(importlib.import_module("equitools.pairs"), table)()
+
     return {
         "objectives": namespace("objectives"),
         "equivariance": namespace("equivariance"),
         "backbones": backbones,
+        "objectives × equivariance": pairs("with_objectives"),
+        "backbones × equivariance (a run is possible where both tables say yes)": pairs(
+            "with_backbones"
+        ),
+        "what equivariance needs": pairs("asked"),
     }
 
 

@@ -16,7 +16,7 @@ from equitools.frame import Program, Request
 # What may change without changing the scores.
 NOT_IDENTITY = ("device", "workers", "extract_batch_size")
 # What `layers=auto` means for a ViT; `last` for evaluations that are not here.
-AUTO = {"linear": "cls4"}
+AUTO = {"linear": "cls4", "mlp": "cls4"}
 SPLITS = ("train", "val")
 
 
@@ -252,8 +252,9 @@ PROGRAM = Program(
     help="""Probe a frozen encoder on labeled shards.
 
     Weighted nearest neighbors (knn), a linear head with many learning rates in one pass (linear),
-    or the features themselves for other tools (embed). The encoder is that of the manifest, or
-    encoder=PATH, a timm name, random (the recipe's backbone without training) or pixels.
+    a three-layer one (mlp), or the features themselves for other tools (embed). The encoder is
+    that of the manifest, or encoder=PATH, a timm name, random (the recipe's backbone without
+    training) or pixels.
     """,
 )
 main = frame.command(PROGRAM)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import frame, lineage, manifest, names, papers, runs, tables
-from equitools.errors import DataError, EquiError, UsageError
+from equitools import cells, frame, lineage, manifest, names, papers, runs, tables
+from equitools.errors import DataError, UsageError
 from equitools.frame import Program, Request
 
 Format = Literal["md", "csv", "latex"]
@@ -26,8 +26,12 @@ table     scores: scores=probe/*/top1,… chooses, format=md|csv|latex
 table1    magnitudes of heads and representations while a run trains (CLeVER, Table 1); also of a
           folder whose run is not finished
 table2    the paper's Table 2 with our numbers beside it: scale=mini|small|paper
+compare   a paper's table from the stream (manifests/table/ser-*.yaml), our number beside each of
+          its numbers: scale=mini|paper
 curves    losses, rates and the collapse watch over epochs, as a picture
 views     the views that a recipe makes of some pictures, with their parameters
+tsne      classes in the features that equi-probe embed wrote: silhouette, neighbors' purity and
+          Davies-Bouldin index of each document, and a picture: classes=20 limit=1000 split=val
 why       from a score back to the shards: equi-report why probe/linear/all/mean/top1 m.yaml
 verify    digests of all files that the documents name
 diff      where two documents differ
@@ -97,9 +101,8 @@ def table2(
     count: measure parameters and operations of the paper's backbones.
     """
     layer = _table(request, "table2")
-    rows = papers.table2(
-        layer, request.documents, scale, _counter(request) if count else _uncounted
-    )
+    costs = papers.counter(request.say) if count else lambda layer: None
+    rows = papers.table2(layer, request.documents, scale, costs)
     if request.out is not None:
         whole = tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
         request.choose_out(request.out)
@@ -108,45 +111,28 @@ def table2(
         return tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
     columns, shown = papers.show_table2(rows)
     text = tables.render(columns, shown, format)
-    return f"{layer['caption']}\n\n{text}\n{_notes(rows, layer, scale)}" if format == "md" else text
+    return (
+        f"{layer['caption']}\n\n{text}\n{papers.notes(rows, layer, scale)}"
+        if format == "md"
+        else text
+    )
 
 
-def _notes(rows: list[dict[str, Any]], layer: dict[str, Any], scale: str) -> str:
-    """What a reader has to know about the table before comparing."""
-    counted = any(row["ours_params"] is not None for row in rows)
-    done = sum(row["ours_top1"] is not None for row in rows)
-    return "\n".join([
-        f"- Ours: rows measured: {done}; scale {scale}: {layer['scales'][scale]}.",
-        "- ± is the spread over runs where a row has several, else over seeds of the probe.",
-        "- Numbers on other data, backbones or epochs than the paper's are not comparable with it,"
-        " and one seed says nothing about the order of methods.",
-        "- #Params and GFLOPs are "
-        + ("counted on the backbones that are named; * only the paper's number."
-           if counted else "the paper's (*)."),
-    ]) + "\n"  # fmt: skip
+def compare(request: Request, *, scale: str = "mini", format: Format = "md") -> str:
+    """The table that came with the stream, ours beside the paper's; as CSV in columns apart."""
+    from equitools import comparison
 
-
-def _counter(request: Request) -> papers.Count:
-    """Counts each backbone layer once; says so when it cannot."""
-    from functools import cache
-
-    @cache
-    def count(layer: str) -> tuple[float, float] | None:
-        from equitools import backbones, costs
-
-        described = manifest.layer(layer, ("backbone",))["recipe"]["backbone"]
-        try:
-            cost = costs.measure(backbones.create(described))
-        except EquiError as error:
-            request.say(f"{layer} is not counted: {error}")
-            return None
-        return cost.parameters, cost.flops
-
-    return count
-
-
-def _uncounted(layer: str) -> None:
-    return None
+    layer = request.document.get("table")
+    if not layer or "columns" not in layer:
+        raise UsageError(
+            "compare needs a table with columns: cat manifests/table/ser-table1.yaml …"
+        )
+    rows = comparison.compare(layer, request.documents, scale)
+    shown = comparison.spread(layer, rows) if format == "csv" else comparison.show(layer, rows)
+    text = tables.render(*shown, format)
+    if format != "md":
+        return text
+    return f"{layer['caption']}\n\n{text}\n{comparison.notes(layer, scale)}"
 
 
 def _table(request: Request, name: str) -> dict[str, Any]:
@@ -167,11 +153,11 @@ def curves(request: Request, *, metrics: list[str] = []) -> str:  # noqa: B006
     return f"{figures.curves(found, where / 'curves.png')}\n"
 
 
-def _home(request: Request, metrics: list[str]) -> Path:
-    """The folder of the first run's metrics."""
+def _home(request: Request, metrics: list[str], file: str = "metrics") -> Path:
+    """The folder of the first run's metrics, or of another file of it."""
     if metrics and not request.documents:
         return Path(metrics[0]).parent
-    return Path(_documents(request)[0]["files"]["metrics"]["path"]).parent
+    return Path(_documents(request)[0]["files"][file]["path"]).parent
 
 
 def views(
@@ -190,6 +176,39 @@ def views(
     return f"{figures.contact_sheet(sheet, where / 'views.png')}\n"
 
 
+def tsne(
+    request: Request,
+    *,
+    split: str = "val",
+    classes: int = 20,
+    limit: int = 1000,
+    perplexity: float = 30.0,
+    components: int = 50,
+    seed: int = 0,
+    format: Format = "md",
+) -> str:
+    """Draw DIR/tsne.png of the embeddings of the documents, and measure them in feature space.
+
+    split: train or val. classes: so many at random; limit: points in all; seed: of both and of
+    t-SNE. perplexity, components: of t-SNE and of the principal components before it.
+    """
+    from equitools import figures
+    from equitools.evals.embed import read
+    from equitools.evals.tsne import NAMES, look
+
+    panels, rows = [], []
+    for document in _documents(request):
+        name, found = tables.method(document), (*read(document, split), classes, limit, seed)
+        cloud = look(*found, perplexity=perplexity, components=components)
+        panels.append((name, cloud.plane, cloud.labels.numpy()))
+        scores = [f"{cloud.scores[key]:.3f}" for key in NAMES]
+        rows.append([name, len(cloud.labels.unique()), *cloud.features.shape, *scores])
+    where = request.choose_out(request.out or _home(request, [], "embeddings"))
+    drawn = figures.scatter(panels, where / "tsne.png")
+    text = tables.render(["method", "classes", "points", "dims", *NAMES], rows, format)
+    return f"{text}\n{drawn}\n" if format == "md" else text
+
+
 def _layers(request: Request) -> dict[str, Any]:
     """What the words say besides the report itself."""
     return {key: item for key, item in request.document.items() if key not in ("report", "table")}
@@ -206,31 +225,12 @@ def why(request: Request, *, score: str) -> str:
 
 def verify(request: Request) -> str:
     """Check the digest of every file; DataError after the table when one is missing or changed."""
-    rows, problems = [], []
-    for document in _documents(request):
-        for name, entry in (document.get("files") or {}).items():
-            try:
-                rows.append([name, _verified(entry, name), "ok"])
-            except (DataError, OSError) as error:
-                problems.append(str(error))
-                rows.append([name, entry.get("path"), "FAILED"])
+    rows, problems = lineage.verified(_documents(request))
     text = tables.render(["file", "path", "digest"], rows)
     if problems:
         request.stdout.write(text)
         raise DataError("; ".join(problems))
     return text
-
-
-def _verified(entry: dict[str, Any], name: str) -> str:
-    """The path of a file whose digest is right; a split is a set of shards, even of one."""
-    if not name.startswith("shards."):
-        return str(manifest.verify(entry, name))
-    from equitools import shards
-
-    found, said = manifest.digest_files(shards.locate(entry, name)), entry.get("digest")
-    if said not in (None, found):
-        raise DataError(f"{name} has changed: it is {found}, its manifest says {said}")
-    return entry["path"]
 
 
 def diff(request: Request) -> str:
@@ -243,8 +243,8 @@ def diff(request: Request) -> str:
 
 
 VERBS: dict[str, Callable[..., str]] = {
-    "table": table, "table1": table1, "table2": table2, "curves": curves, "views": views,
-    "why": why, "verify": verify, "diff": diff,
+    "table": table, "table1": table1, "table2": table2, "compare": compare, "curves": curves,
+    "views": views, "tsne": tsne, "why": why, "verify": verify, "diff": diff,
 }  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def _runs(request: Request, metrics: Sequence[str]) -> dict[str, list[dict[str, 
 
 
 PROGRAM = Program(
-    name="report", section="report", reads=manifest.KINDS, folders=papers.FOLDERS, run=run,
+    name="report", section="report", reads=manifest.KINDS, folders=cells.FOLDERS, run=run,
     help=HELP, required=False, folds=False, verbs=tuple(VERBS), menus={"reports": lambda: VERBS},
 )  # fmt: skip
 

@@ -123,8 +123,12 @@ def test_maps_are_given_for_the_blocks_asked_for(encoder):
     features = encoder(torch.randn(2, 3, 32, 32), maps=(1, -1))
     assert list(features.maps) == [1, -1]
     shapes = [tuple(one.shape) for one in features.maps.values()]
-    vit, cnn = [(2, 96, 8, 8)] * 2, [(2, 32, 8, 8), (2, 256, 1, 1)]
-    assert shapes == (vit if encoder.is_vit else cnn)
+    wanted = {
+        "vit_mini": [(2, 96, 8, 8)] * 2,
+        "resnet_mini": [(2, 32, 8, 8), (2, 256, 1, 1)],
+        "vmamba_mini": [(2, 64, 4, 4), (2, 128, 2, 2)],
+    }
+    assert shapes == wanted[encoder.settings["name"]]
     torch.testing.assert_close(
         features.pooled, encoder(torch.randn(2, 3, 32, 32)).pooled * 0 + features.pooled
     )
@@ -233,7 +237,8 @@ def test_settings_are_checked_and_written_back():
     full = backbones.resolve({"name": "vit_mini", "split": 0.8})
     assert full == {
         "name": "vit_mini", "split": 0.8, "rounding": "floor", "pretrained": False,
-        "drop_path": 0.0, "args": {},
+        "drop_path": 0.0, "freeze_patch_embed": False, "positions": "learned",
+        "cls_after": None, "args": {},
     }  # fmt: skip
     assert backbones.resolve(full) == full
 

@@ -10,9 +10,9 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from toys import BATCH, DIM, SPLIT, few, reorder, small, small_term, toy_step
+from toys import BATCH, DIM, SPLIT, reorder, small, small_term, toy_step
 
-from equitools import equivariance, learner, manifest, names, objectives, optim, parallel, recipe
+from equitools import batchnorm, equivariance, names, objectives, parallel, parts
 from equitools.errors import UsageError
 
 OBJECTIVES = [name for name, _ in names.menu(objectives)]
@@ -20,17 +20,16 @@ TERMS = [name for name, _ in names.menu(equivariance)]
 PAIRS = [
     (term, objective)
     for term, objective in itertools.product(TERMS, OBJECTIVES)
-    if getattr(equivariance, term).needs == getattr(objectives, objective).pairs
+    if parts.goes_with(getattr(equivariance, term), getattr(objectives, objective))
 ]
 REFUSED = [pair for pair in itertools.product(TERMS, OBJECTIVES) if pair not in PAIRS]
-FOLDERS = ("objective", "equivariance", "backbone", "schedule")
 
 
 def assembled(term, objective):
     """Every trained module of a pair (or of an objective alone), and a step for it."""
     base = small(objective)
     modules = [base] if term is None else [base, small_term(term, base)]
-    return modules, toy_step(base, local=2 if base.target else 0, slow=base.target)
+    return modules, toy_step(base, local=2 if base.crops == "all" else 0, slow=base.target)
 
 
 def total(modules, step):
@@ -45,7 +44,8 @@ EVERY = [(None, name) for name in OBJECTIVES] + PAIRS
 def test_objectives_say_what_they_need_and_export(name):
     chosen = getattr(objectives, name)
     assert chosen.exports in ("slow", "online")
-    assert chosen.pairs in ("distribution", "projector")
+    assert chosen.pairs in ("distribution", "projector", "embedding")
+    assert chosen.crops in ("two", "global", "all")
     assert isinstance(chosen.target, bool)
     assert isinstance(chosen.split, bool)
     assert chosen.target or chosen.exports == "online"
@@ -122,8 +122,13 @@ def test_every_trained_tensor_and_every_view_get_a_gradient(term, objective):
     for module in modules:
         trained = [p for head in module.heads() for p in head.parameters() if p.requires_grad]
         assert sum(p.grad.abs().sum() for p in trained) > 0
-    columns = slice(0, SPLIT) if term is None else slice(SPLIT, DIM)
-    for record in step.online:
+    if getattr(modules[-1], "maps", False):
+        for record in step.portions["grid"].online:
+            assert all(cells.grad.abs().sum() > 0 for cells in record.maps.values())
+        return
+    columns = slice(SPLIT, DIM) if modules[-1].split else slice(0, SPLIT)
+    asked = step.online[:1] if getattr(modules[-1], "one_way", False) else step.online
+    for record in asked:
         assert record.pooled.grad[:, columns].abs().sum() > 0
 
 
@@ -167,8 +172,9 @@ def gradients(modules):
 
 
 def buffers(modules):
-    """What `after` has moved: centers and slow heads."""
-    found = [b.flatten() for m in modules for n, b in m.named_buffers() if "center" in n]
+    """What `after` has moved: centers, queues and slow heads."""
+    moved = ("center", "queue", "place")
+    found = [b.flatten() for m in modules for n, b in m.named_buffers() if n.startswith(moved)]
     frozen = [p.flatten() for m in modules for p in m.parameters() if not p.requires_grad]
     return torch.cat([*found, *frozen, torch.zeros(1)])
 
@@ -184,11 +190,15 @@ def work(rank, port, folder):
     for term, objective in EVERY:
         torch.manual_seed(0)
         modules, step = assembled(term, objective)
+        for module in modules:
+            batchnorm.synchronize(module)
         half = of_rank(step, rank, 2)
-        total(modules, half).backward()
+        loss = total(modules, half)
+        loss.backward()
         for module in modules:
             getattr(module, "after", lambda step: None)(half)
         found[term, objective] = (
+            parallel.mean_across(loss.detach()),
             parallel.mean_across(gradients(modules)),
             buffers(modules).detach(),
         )
@@ -197,93 +207,24 @@ def work(rank, port, folder):
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
-    """Gradients are not zero; without batch norm they are those of the whole batch."""
+    """Loss, gradients, centers, queues and slow heads are those of one process and the batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(work, (port, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for term, objective in EVERY:
-        (slope, moved), (other_slope, other_moved) = (ranks[r][term, objective] for r in (0, 1))
-        assert (slope == other_slope).all()
-        assert (moved == other_moved).all()
+        (loss, slope, moved), other = (ranks[r][term, objective] for r in (0, 1))
+        assert (slope == other[1]).all()
+        assert (moved == other[2]).all()
         assert slope.abs().sum() > 0
         torch.manual_seed(0)
         modules, step = assembled(term, objective)
-        if any(isinstance(m, torch.nn.BatchNorm1d) for one in modules for m in one.modules()):
-            continue
-        total(modules, step).backward()
+        alone = total(modules, step)
+        torch.testing.assert_close(loss, alone.detach())
+        alone.backward()
         for module in modules:
             getattr(module, "after", lambda step: None)(step)
         whole = gradients(modules)
         assert (slope - whole).norm() < 1e-4 * whole.norm()
         torch.testing.assert_close(moved, buffers(modules).detach())
-
-
-def layer(name):
-    return manifest.layer(name, FOLDERS)["recipe"]
-
-
-def fold(*layers):
-    whole: dict = {}
-    for name in layers:
-        whole = manifest.fold(whole, layer(name))
-    return recipe.apply_defaults(whole)
-
-
-@pytest.mark.parametrize("name", list(manifest.layers(FOLDERS)))
-def test_every_layer_says_only_what_signatures_know(name):
-    given = layer(name)
-    for section, schema in (
-        ("optimizer", optim.optimizer_settings),
-        ("schedule", recipe.schedule_settings),
-    ):
-        names.knobs(schema, given.get(section, {}), section)
-    objective = dict(given.get("objective", {}))
-    if objective:
-        names.knobs(names.pick(objectives, objective.pop("name")), objective, "objective")
-    for term, knobs in given.get("equivariance", {}).items():
-        knobs = {key: value for key, value in knobs.items() if key != "weight"}
-        names.knobs(names.pick(equivariance, term), knobs, term)
-    for package in (objectives, equivariance):
-        for term in set(given.get("defaults", {})) & set(dict(names.menu(package))):
-            names.knobs(getattr(package, term), given["defaults"][term], term)
-
-
-@pytest.mark.parametrize("mini", ["vit-mini", "resnet-mini"])
-@pytest.mark.parametrize(("base", "term"), [("dino", "clever"), ("simsiam", "ddcl")])
-def test_a_mini_recipe_does_not_depend_on_the_order_of_its_layers(mini, base, term):
-    orders = [fold(*words) for words in itertools.permutations([base, term, mini])]
-    assert all(one == orders[0] for one in orders)
-    assert orders[0]["batch_size"] == 64
-    assert orders[0]["epochs"] == 20
-    assert orders[0]["schedule"]["prelude"] == 0
-    assert orders[0]["backbone"]["split"] == 0.8
-    assert few(getattr(objectives, base)).keys() & orders[0]["objective"].keys()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("dino", "clever", "vit-mini"), ("dino", "resnet-mini"), ("simsiam", "ddcl", "resnet-mini")],
-)
-def test_mini_recipes_build(words):
-    whole = learner.resolve(fold(*words))
-    assert learner.resolve(whole) == whole
-    built = learner.build(whole)
-    assert {name for name, _ in built.terms.named_children()} == set(words) & set(TERMS)
-
-
-def test_paper_recipes_are_the_papers():
-    clever, ddcl = fold("dino", "clever", "vit-small", "e500"), fold("simsiam", "ddcl", "resnet50")
-    assert clever["optimizer"]["name"] == "adamw"
-    assert clever["optimizer"]["lr"] == 5e-4
-    assert clever["batch_size"] == 512
-    assert clever["epochs"] == 500
-    assert clever["backbone"]["rounding"] == "floor"
-    assert ddcl["optimizer"]["lr"] == 0.05
-    assert ddcl["optimizer"]["decay_bias"] is True
-    assert ddcl["schedule"] == {"warmup_epochs": 0, "freeze_last_layer": 0, "prelude": 30}
-    assert ddcl["backbone"]["rounding"] == "round"
-    assert ddcl["objective"]["freeze_bias"] is False
-    for name, term in (("clever-no-preg", "clever"), ("ddcl-no-preg", "ddcl")):
-        assert layer(name)["equivariance"][term]["regularization"] == 0

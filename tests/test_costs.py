@@ -10,6 +10,7 @@ PAPER = {
     "resnet18": "11.2M/1.83G",
     "vit_small_patch16_224": "21.7M/4.61G",
     "resnet50": "23.5M/4.14G",
+    "vmamba_tiny": "29.5M/4.84G",
 }
 
 

@@ -36,11 +36,15 @@ MAY = {
     "frame": FRAME | {"parallel"},
     **dict.fromkeys(("optim", "ema", "heads", "parts"), GROUND | {"parts", "heads"}),
     "crossview": {"crossview_rows", "heads"},
+    **dict.fromkeys(("batchnorm", "contrast", "dense_contrast"), GROUND),
     **dict.fromkeys(("crossview_rows", "crossview_kernels"), GROUND),
+    "crossscan": {"crossscan_sweep", "crossscan_kernels"},
+    **dict.fromkeys(("crossscan_sweep", "crossscan_kernels"), GROUND),
     **dict.fromkeys(
-        ("objectives", "equivariance"), GROUND | {"heads", "parts", "ema", "crossview", "augment"}
+        ("objectives", "equivariance"),
+        GROUND | {"heads", "parts", "ema", "contrast", "crossview", "dense_contrast", "augment"},
     ),
-    "backbones": GROUND | {"heads", "parts", "ema", "augment", "backbones"},
+    "backbones": GROUND | {"heads", "parts", "ema", "augment", "backbones", "crossscan"},
     "augment": GROUND | {"images", "augment"},
     **dict.fromkeys(DATA, GROUND | DATA),
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from equitools import manifest, papers
+from equitools import manifest
+from equitools.cells import knobs_of, layers_of
 
 ROOT = Path(__file__).parent.parent
 TABLE = manifest.layer("table2", ("table",))["table"]
@@ -94,12 +95,11 @@ def test_the_table_s_own_rows_are_the_chain(project: Path, scale: str) -> None:
     assert ("classes=in100" in out) == (scale == "paper")
 
 
-def test_the_paper_scale_chain_has_every_row_that_is_neither_quoted_nor_missing() -> None:
+def test_the_paper_scale_chain_has_every_row_that_can_be_built() -> None:
     rows = [row for row in TABLE["rows"] if "top1" in row]
     assert len(rows) == 34
-    for row in rows:
-        assert ("paper" in row.get("cells", {})) != bool(row.get("quoted") or row.get("missing"))
-    assert {row["backbone"] for row in rows if row.get("missing")} == {"VMamba-Tiny"}
+    without = [row["method"] for row in rows if "paper" not in row.get("cells", {})]
+    assert without == ["MoCo w/o R.", "RefosNet"]
 
 
 def test_a_whole_table_runs_side_by_side_and_once(project: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_misspelt_layer_stops_with_its_name(project: Path) -> None:
 def test_a_plus_sign_in_a_layer_s_name_is_not_two_layers(project: Path) -> None:
     out = make(project, "-n", "runs/digits/mini/dino+clever.vit-mini.caug+/pretrain.yaml").stdout
     assert "manifests/views/caug+.yaml" in out
-    assert papers.cell_layers("dino+clever.vit-mini.caug+") == [
+    assert layers_of("dino+clever.vit-mini.caug+") == [
         "dino", "clever", "vit-mini", "caug+",
     ]  # fmt: skip
 
@@ -206,7 +206,57 @@ def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path)
     assert not calls(project, "install"), "installed already"
 
 
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "table5", "figure3", "figure4"])
+def test_a_table_of_ser_is_its_cells_each_trained_once(
+    project: Path, name: str, scale: str
+) -> None:
+    words = [f"reproduce-ser-{name}", f"SCALE={scale}", "DATA=/d/imagenet"]
+    out = make(project, "-n", *words).stdout
+    rows = manifest.layer(f"ser-{name}", ("table",))["table"]["rows"]
+    found = {cell for row in rows if (cell := (row.get("cells") or {}).get(scale))}
+    assert out.count("| " + f'"{project}/bin/equi-pretrain" -') == len(
+        [cell for cell in found if not cell.startswith("random")]
+    )
+    for cell in found:
+        assert f"/{scale}/{cell}/pretrain.yaml{{~,}}" in out
+        for word in knobs_of(cell):
+            assert f" {word} " in out
+    assert "classes=in100" not in out, "the paper's data is the whole of ImageNet"
+    report = "tsne" if name == "figure4" else "compare"
+    assert f'equi-report" {report} -' in out
+
+
+def test_tables_share_their_cells(project: Path) -> None:
+    make(project, "reproduce-ser-table1")
+    trained = calls(project, "pretrain")
+    assert len(trained) == 4
+    make(project, "reproduce-ser-table3", "reproduce-ser-figure4", "reproduce-ser-table5")
+    log = (project / "calls").read_text()
+    assert "equi-pretrain" not in log, "all three read encoders that table 1 has trained"
+    assert [log.count(f"/{read} ") for read in ("mlp", "knn", "embed", "layers")] == [0] * 4
+    assert [log.count(f"/{read}\n") for read in ("mlp", "knn", "embed", "layers")] == [5, 5, 2, 3]
+    assert "encoder=random" in log
+
+
+def test_a_part_of_a_cell_takes_all_classes_at_paper_scale(project: Path) -> None:
+    words = ["SCALE=paper", "DATA=/d/imagenet"]
+    for cell, given in (("dino.vit-small.e100", True), ("dino.vit-small.e100.in1k", False)):
+        out = make(project, "-n", f"runs/d-imagenet/paper/{cell}/linear.yaml", *words).stdout
+        assert ("classes=in100" in out) == given
+        assert ("shards-in100.yaml" in out) == given
+
+
 def test_help_names_every_target(project: Path) -> None:
     out = make(project).stdout
-    for target in ("reproduce-table2", "table2-so-far", "test", "lint", "bench", "clean"):
+    assert "table1 table2 table3 table4 table5 figure3 figure4" in out
+    for target in (
+        "reproduce-table2",
+        "table2-so-far",
+        "reproduce-ser-NAME",
+        "test",
+        "lint",
+        "bench",
+        "clean",
+    ):
         assert f"make {target}" in out

@@ -69,6 +69,40 @@ def test_clipping_bounds_the_norm_of_each_tensor_or_of_all(per):
         torch.testing.assert_close(found[1] / found[1].norm(), raw[1] / raw[1].norm())
 
 
+def test_biases_and_norms_may_have_a_rate_of_their_own():
+    """Barlow Twins: 0.2 for weights and 0.0048 for biases and norms, on one schedule."""
+    settings = optim.optimizer_settings(
+        name="lars", lr=0.2, bias_lr=0.0048, min_lr=0.0, weight_decay=1e-6
+    )
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    groups = optim.parameter_groups(model.named_parameters(), decay_bias=False)
+    optimizer = optim.create(settings, groups)
+    for done in (0.05, 0.1, 0.7):
+        optim.set_rates(optimizer, settings, batch_size=512, done=done, warmup=0.1)
+        weights, biases = (group["lr"] for group in optimizer.param_groups)
+        assert biases / weights == pytest.approx(0.0048 / 0.2)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_lars_adapts_weights_whatever_their_decay_and_never_biases(decay):
+    """A step is lr · 0.001 · |w| / |g| along the gradient of a weight, and lr · g of a bias."""
+    layer = nn.Linear(4, 3)
+    settings = optim.optimizer_settings(name="lars", lr=0.5, weight_decay=decay, momentum=0.0)
+    groups = optim.parameter_groups(layer.named_parameters(), decay_bias=False)
+    optimizer = optim.create(settings, groups)
+    optim.set_rates(optimizer, settings, batch_size=256, done=0.0, warmup=0.0)
+    before = [p.detach().clone() for p in layer.parameters()]
+    for parameter in layer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    steps = [b - p.detach() for b, p in zip(before, layer.parameters(), strict=True)]
+    slopes = [p.grad for p in layer.parameters()]
+    ratio = 0.001 * before[0].norm() / slopes[0].norm()
+    torch.testing.assert_close(steps[0], 0.5 * ratio * slopes[0], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(steps[1], 0.5 * slopes[1])
+
+
 def test_an_unknown_optimizer_is_refused_with_the_choices():
     with pytest.raises(UsageError, match="adamw, sgd, lars"):
         optim.optimizer_settings(name="adam")

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from equitools.stages import report
 from PIL import Image
 
 from equitools import figures, manifest
-from stages import report
 
 TABLE2 = manifest.layer_root() / "table" / "table2.yaml"
 
@@ -237,7 +237,8 @@ def test_only_the_name_of_a_score_is_spelt_out() -> None:
 
 def test_help_names_every_verb_and_needs_no_torch() -> None:
     program = (
-        "import sys; from stages import report; sys.argv[1:] = ['--help']\ntry: report.main()\n"
+        "import sys; from equitools.stages import report\n"
+        "sys.argv[1:] = ['--help']\ntry: report.main()\n"
     )
     program += "finally: assert 'torch' not in sys.modules"
     done = subprocess.run(

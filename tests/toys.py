@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import torch
 
-from equitools.records import Features, Step, View
+from equitools.augment import geometry
+from equitools.records import Features, Portion, Step, View
 
 BATCH, DIM, SPLIT = 6, 20, 16
 
@@ -27,7 +29,16 @@ def toy_step(
     draw = torch.Generator().manual_seed(seed)
     groups = ["global"] * 2 + ["local"] * local
     blank = torch.zeros(batch, 3, 4, 4)
-    views = [View(blank, {}, torch.eye(3).expand(batch, 3, 3), group=group) for group in groups]
+    turned = torch.Generator().manual_seed(seed + 1)
+    views = [
+        View(
+            blank,
+            {"rotation": 180 * torch.rand(batch, 1, generator=turned) - 90},
+            torch.eye(3).expand(batch, 3, 3),
+            group=group,
+        )
+        for group in groups
+    ]
 
     def features(grad):
         pooled = torch.randn(batch, dim, generator=draw).requires_grad_(grad)
@@ -35,20 +46,65 @@ def toy_step(
 
     online = [features(True) for _ in groups]
     target = [features(False) for _ in range(2)] if slow else None
-    return Step(views, online, target, objective, done, epoch)
+    rows = torch.tensor([row for row in range(batch) if row % 6 in (1, 2, 4)])
+    portions = {"grid": toy_portion(draw, rows, dim - (split or 0), slow=slow)}
+    return Step(views, online, target, objective, done, epoch, portions)
+
+
+def toy_portion(draw, rows, width, *, slow=True, layer=3):
+    """Two views of some rows, 3×4 and 5×3 cells, flipped one by one and turned together."""
+    views, online, target = [], [], []
+    for grid, turns in (((3, 4), 1), ((5, 3), 2)):
+        flips = torch.eye(3, dtype=torch.float64).repeat(len(rows), 1, 1)
+        flips[:, 0, 0] = 1 - 2 * torch.randint(2, (len(rows),), generator=draw).double()
+        matrix = geometry.quarter_turns(torch.float64)[turns] @ flips
+        blank = torch.zeros(len(rows), 3, *grid)
+        views.append(View(blank, {}, matrix, rows=rows, group="grid", replaces="global"))
+        for made in (online, target) if slow else (online,):
+            cells = torch.randn(len(rows), width, *grid, generator=draw)
+            cells.requires_grad_(made is online)
+            made.append(Features(cells.mean((2, 3)), maps={layer - 1: cells}, rows=rows))
+    return Portion(views, online, target if slow else None)
 
 
 def reorder(step, order):
-    """The same step with the samples of the batch in another order."""
+    """The same step with the samples of the batch in another order, or with some of them."""
 
     def moved(records):
         return [Features(record.pooled.detach()[order], record.split) for record in records]
 
     target = None if step.target is None else moved(step.target)
-    return Step(step.views, moved(step.online), target, step.objective, step.done, step.epoch)
+    portions = {name: _reordered(portion, order) for name, portion in step.portions.items()}
+    online = moved(step.online)
+    views = [
+        replace(view, action={name: values[order] for name, values in view.action.items()})
+        for view in step.views
+    ]
+    return Step(views, online, target, step.objective, step.done, step.epoch, portions)
 
 
-WIDTHS = {"out_dim": 48, "hidden_dim": 32, "bottleneck_dim": 24, "dim": 24, "hidden": 8}
+def _reordered(portion, order):
+    """The rows of a portion where another order of the batch has them, if it has."""
+    held = portion.views[0].rows.tolist()
+    rows = torch.tensor([p for p, row in enumerate(order.tolist()) if row in held]).long()
+    places = [held.index(row) for row in order.tolist() if row in held]
+
+    def moved(record):
+        maps = {layer: cells.detach()[places] for layer, cells in record.maps.items()}
+        return Features(record.pooled.detach()[places], maps=maps, rows=rows)
+
+    views = [
+        replace(view, image=view.image[places], matrix=view.matrix[places], rows=rows)
+        for view in portion.views
+    ]
+    target = None if portion.target is None else [moved(record) for record in portion.target]
+    return Portion(views, [moved(record) for record in portion.online], target)
+
+
+WIDTHS = {
+    "out_dim": 48, "hidden_dim": 32, "bottleneck_dim": 24, "dim": 24, "hidden": 8,
+    "queue_size": 3 * BATCH,
+}  # fmt: skip
 
 
 def small(name, width=SPLIT, **knobs):
@@ -59,11 +115,13 @@ def small(name, width=SPLIT, **knobs):
     return chosen(width, **(few(chosen) | knobs))
 
 
-def small_term(name, objective, width=DIM - SPLIT, **knobs):
-    """An equivariance term with small heads for an objective."""
+def small_term(name, objective, width=None, **knobs):
+    """An equivariance term with small heads for an objective, as wide as what it reads."""
     from equitools import equivariance, names
 
     chosen = names.pick(equivariance, name)
+    whole = not (chosen.split or getattr(chosen, "maps", False))
+    width = width or (DIM if whole else DIM - SPLIT)
     return chosen(width, objective, **(few(chosen) | knobs))
 
 

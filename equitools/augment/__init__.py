@@ -24,13 +24,14 @@ from equitools.augment import (
     rotation,
     solarize,
 )
+from equitools.augment.layout import Part, ViewPlan
 from equitools.augment.levels import MEAN, STD, normalize, unnormalize
-from equitools.augment.pipeline import Batch, Drawn, ViewPlan, Views, collate, engine
+from equitools.augment.pipeline import Batch, Drawn, Views, collate, engine
 
 __all__ = [
-    "MEAN", "STD", "Batch", "Drawn", "ViewPlan", "Views", "blur", "collate", "crop", "elastic",
-    "engine", "flip", "geometry", "gray", "jitter", "normalize", "operations", "perturb", "plan",
-    "rotation", "solarize", "unnormalize",
+    "MEAN", "STD", "Batch", "Drawn", "Part", "ViewPlan", "Views", "blur", "collate", "crop",
+    "elastic", "engine", "flip", "geometry", "gray", "jitter", "normalize", "operations",
+    "perturb", "plan", "rotation", "solarize", "unnormalize",
 ]  # fmt: skip
 
 

@@ -54,10 +54,10 @@ def warp(
     """
     height, width = image.shape[-2:] if size is None else size
     matrix = matrix.expand(len(image), 3, 3)
-    elements = [dihedral(m) for m in matrix.detach().cpu().double()]
+    found = elements(matrix.detach().cpu().double())
     out = None
-    for element in set(elements):
-        rows = [i for i, e in enumerate(elements) if e == element]
+    for element in set(found):
+        rows = [i for i, e in enumerate(found) if e == element]
         part = image if len(rows) == len(image) else image[rows]
         moved = permute(part, element) if element is not None else None
         if moved is None or tuple(moved.shape[-2:]) != (height, width):
@@ -73,19 +73,49 @@ def warp(
 
 def dihedral(matrix: Tensor, tolerance: float = 1e-6) -> tuple[bool, int] | None:
     """A matrix 3 3 as (flip left–right, then k quarter turns counter-clockwise), or None."""
-    square = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=matrix.dtype)
-    for flip in (False, True):
-        part = torch.eye(2, dtype=matrix.dtype)
-        part[0, 0] = -1.0 if flip else 1.0
-        for turns in range(4):
-            whole = torch.eye(3, dtype=matrix.dtype)
-            whole[:2, :2] = torch.linalg.matrix_power(square, turns) @ part
-            if torch.allclose(matrix, whole, rtol=0, atol=tolerance):
-                return flip, turns
-    return None
+    return elements(matrix[None], tolerance)[0]
+
+
+def elements(matrix: Tensor, tolerance: float = 1e-6) -> list[tuple[bool, int] | None]:
+    """`dihedral` of each of b 3 3 matrices, in one comparison."""
+    turns = quarter_turns(matrix.dtype).to(matrix.device)
+    flip = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    flip[0, 0] = -1
+    known = torch.cat((turns, turns @ flip))
+    close = ((matrix[:, None] - known).abs() <= tolerance).flatten(2).all(-1)
+    return [
+        (row.index(True) >= 4, row.index(True) % 4) if any(row) else None for row in close.tolist()
+    ]
+
+
+def quarter_turns(dtype: torch.dtype) -> Tensor:
+    """The matrices of 0 to 3 quarter turns counter-clockwise, 4 3 3."""
+    found = torch.zeros(4, 3, 3, dtype=dtype)
+    found[:, 2, 2] = 1
+    for turns, (cosine, sine) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
+        found[turns, :2, :2] = torch.tensor([[cosine, sine], [-sine, cosine]], dtype=dtype)
+    return found
 
 
 def permute(image: Tensor, element: tuple[bool, int]) -> Tensor:
     """Flip left–right if asked, then k quarter turns counter-clockwise: … h w, no interpolation."""
     flip, turns = element
     return torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
+
+
+def act(maps: Tensor, group: list[tuple[bool, int]], size: tuple[int, int]) -> Tensor:
+    """ρ_g on feature maps: b d h w → b d H W, a flip and turns for each sample, then a resize.
+
+    Flips and turns permute the cells exactly; maps of another size than H W are interpolated
+    (bicubic, edges held), for scaling the whole picture is the identity in [-1, 1] coordinates.
+    """
+    parts, order = [maps.new_zeros(0, maps.shape[1], *size)], []
+    for element in dict.fromkeys(group):
+        rows = [row for row, other in enumerate(group) if other == element]
+        moved = permute(maps[rows], element)
+        if tuple(moved.shape[-2:]) != tuple(size):
+            moved = F.interpolate(moved, tuple(size), mode="bicubic", align_corners=False)
+        parts.append(moved)
+        order += rows
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(parts)[torch.tensor(places, dtype=torch.long, device=maps.device)]

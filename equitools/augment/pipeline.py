@@ -2,12 +2,11 @@
 
 A worker draws the uniforms of a sample and takes its crops as bytes; parameters are drawn and
 carried out for whole batches. What a view looks like is a function of (seed, epoch, sample key,
-view) alone.
+view) alone; in a portion of the batch its grid is a function of (seed, step, view) as well.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,25 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from equitools.augment import compiled, crop, fused, geometry, keys, pages, programs, settings
+from equitools.augment import (
+    compiled,
+    crop,
+    fused,
+    geometry,
+    grid,
+    layout,
+    pages,
+    programs,
+    settings,
+)
+from equitools.augment.drawing import Draws, Parameters
+from equitools.augment.layout import Part
 from equitools.augment.levels import as_float, normalize
 from equitools.records import View
 
-Parameters = dict[str, Tensor]
 Batch = dict[str, dict[str, Any]]
 # Floats that one pass works on: a share of a core's cache, or a good load for a GPU.
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """One of the views made of every sample: its group, its side in pixels, its number there."""
-
-    group: str
-    size: int
-    index: int
 
 
 @dataclass
@@ -45,157 +45,156 @@ class Drawn:
     crops: np.ndarray
     uniforms: np.ndarray
     windows: np.ndarray
+    inside: bool = False
 
 
 class Views:
     """The views that a recipe makes of a sample.
 
-    views lists them (globals first); settings is the recipe's `views` with defaults written back.
-    Raises UsageError for settings that nothing knows, or that cannot be.
+    views lists them (globals first, those of a portion last); parts are those worked on together;
+    portion is the share of the batch that has the last ones in place of the global ones, or None.
+    settings is the recipe's `views` with defaults written back. Raises UsageError for settings
+    that nothing knows, or that cannot be.
     """
 
     def __init__(self, given: dict[str, Any], operations: dict[str, Any]) -> None:
         self.operations = operations
         self.settings = settings.resolve(given, operations)
-        groups = {k: v for k, v in self.settings.items() if _is_group(k, v, operations)}
-        self.views = [
-            ViewPlan(name, group["size"], i)
-            for name, group in groups.items()
-            for i in range(group["count"])
-        ]
-        self.knobs = [self._knobs(groups[v.group], v) for v in self.views]
-        self.sizes: dict[int, list[int]] = {}
-        for number, view in enumerate(self.views):
-            self.sizes.setdefault(view.size, []).append(number)
-        self._by_size = [number for members in self.sizes.values() for number in members]
-        self._sides = [self.views[number].size for number in self._by_size]
-        of_views = [groups[view.group] for view in self.views]
-        self._scale = [group["crop"] for group in of_views]
-        self._ratio = [group["ratio"] for group in of_views]
+        self.draws = Draws(self.settings, operations)
+        self.views, self.parts = self.draws.views, self.draws.parts
+        self.portion = self.draws.portion
 
     def __reduce__(self) -> tuple:
         """What travels to spawned workers: settings, and modules by name (they do not pickle)."""
         modules = {name: module.__name__ for name, module in self.operations.items()}
         return _rebuild, (self.settings, modules)
 
-    def _knobs(self, group: dict[str, Any], view: ViewPlan) -> dict[str, dict[str, Any]]:
-        """Keyword arguments of each operation's draw for one view; none where it never acts."""
+    def sample(
+        self, image: np.ndarray, key: str, seed: int, epoch: int, inside: bool = False
+    ) -> Drawn:
+        """Draw for one decoded image, uint8 h w 3, and take its crops.
 
-        def own(value: Any) -> Any:
-            return value[view.index] if isinstance(value, list) else value
-
-        found = {
-            "flip": {"p": group["flip"]},
-            "jitter": group["jitter"],
-            "gray": {"p": group["gray"]},
-            "blur": {"p": own(group["blur"]), "sigma": group["sigma"]},
-            "solarize": {"p": own(group["solarize"])},
-        }
-        for name, operation in self.operations.items():
-            if name not in settings.OF_GROUPS and self.settings[name] is not None:
-                found[name] = settings.knobs_of(operation, self.settings[name])
-        return found
-
-    def sample(self, image: np.ndarray, key: str, seed: int, epoch: int) -> Drawn:
-        """Draw for one decoded image, uint8 h w 3, and take its crops."""
+        inside: the sample is in the portion.
+        """
         height, width = image.shape[:2]
-        uniforms, windows = self._draw(height, width, key, seed, epoch)
-        crops = crop.take(image, windows[self._by_size], self._sides)
-        return Drawn(self, crops, uniforms, windows / (height, width, height, width))
+        uniforms, windows = self.draws.sample(height, width, key, seed, epoch, inside)
+        found = self.draws.order[inside]
+        crops = crop.take(image, windows[found.views], found.sides)
+        return Drawn(self, crops, uniforms, windows / (height, width, height, width), inside)
 
-    def _draw(
-        self, height: int, width: int, key: str, seed: int, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The uniforms of a sample's views, and their windows in pixels."""
-        uniforms = keys.uniforms(seed, epoch, key, rows=len(self.views))
-        windows = crop.place(
-            uniforms[:, crop.COLUMNS], height, width, scale=self._scale, ratio=self._ratio
-        )
-        return uniforms, windows
+    def draw(
+        self,
+        samples: Sequence[tuple[int, int, str, int]],
+        seed: int,
+        *,
+        step: int = 0,
+        inside: Sequence[bool] | None = None,
+    ) -> Batch:
+        """The parameters of a batch, for samples (height, width, key, epoch) cropped elsewhere.
 
-    def draw(self, samples: Sequence[tuple[int, int, str, int]], seed: int) -> Batch:
-        """The parameters of a batch, for samples (height, width, key, epoch) cropped elsewhere."""
-        found = [self._draw(h, w, key, seed, epoch) for h, w, key, epoch in samples]
+        step: of the whole run, which a portion's grids depend on; inside: which samples are in it.
+        """
+        inside = [False] * len(samples) if inside is None else inside
+        found = [
+            self.draws.sample(h, w, key, seed, epoch, one)
+            for (h, w, key, epoch), one in zip(samples, inside, strict=True)
+        ]
         sides = np.array([(h, w, h, w) for h, w, _, _ in samples])
         uniforms = np.stack([one for one, _ in found], axis=1)
         windows = np.stack([one for _, one in found], axis=1) / sides
-        return {
-            str(size): {"parameters": self._parameters(uniforms, windows, members)}
-            for size, members in self.sizes.items()
-        }
+        return self.draws.batch(uniforms, windows, inside, seed, step)
 
-    def collate(self, drawn: list[Drawn]) -> Batch:
-        """Samples as one batch: {size: {crops v b 3 h w uint8, parameters {operation: vb k}}}.
+    def collate(self, drawn: list[Drawn], *, seed: int = 0, step: int = 0) -> Batch:
+        """Samples as one batch: {part: {crops v b 3 h w uint8, parameters {operation: vb k}}}.
 
-        When the recipe applies in the worker, `images` (vb 3 h w, normalized) replace the crops.
+        A part of some samples has their `rows` too, and that inside a portion the shapes of its
+        `grid`, which are keyed by (seed, step). When the recipe applies in the worker, `images`
+        (vb 3 h w, normalized; a list of views inside a portion) replace the crops.
         """
         uniforms = np.stack([one.uniforms for one in drawn], axis=1)
         windows = np.stack([one.windows for one in drawn], axis=1)
-        batch: Batch = {}
-        start = 0
-        for size, members in self.sizes.items():
-            end = start + 3 * size * size * len(members)
-            crops = _stack([one.crops[start:end] for one in drawn], len(members), size)
-            start = end
-            parameters = self._parameters(uniforms, windows, members)
-            batch[str(size)] = {"crops": crops, "parameters": parameters}
+        inside = [one.inside for one in drawn]
+        batch = self.draws.batch(uniforms, windows, inside, seed, step)
+        for name, part in self.parts.items():
+            crops = self._crops(name, [drawn[i] for i in part.rows(inside)])
             if self.settings["apply"] == "worker":
-                images = self._images(crops, parameters)
-                batch[str(size)] = {"images": images, "parameters": parameters}
+                batch[name]["images"] = self._images(part, crops, batch[name])
+            else:
+                batch[name]["crops"] = crops
         return batch
 
-    def _parameters(
-        self, uniforms: np.ndarray, windows: np.ndarray, members: list[int]
-    ) -> Parameters:
-        """Parameters of every operation, view by view, float64: the identity where it is off."""
-        found = {"crop": torch.from_numpy(np.concatenate([windows[v] for v in members]))}
-        for name, operation in self.operations.items():
-            if name == "crop":
-                continue
-            rows = [
-                operation.draw(uniforms[v][:, operation.COLUMNS], **self.knobs[v][name])
-                if name in self.knobs[v] and name in self.settings["order"]
-                else np.tile(np.array(operation.IDENTITY), (uniforms.shape[1], 1))
-                for v in members
-            ]
-            found[name] = torch.from_numpy(np.concatenate(rows))
-        return found
+    def _crops(self, name: str, drawn: list[Drawn]) -> Tensor:
+        """The crops of a part, v b 3 h w."""
+        part = self.parts[name]
+        found = []
+        for one in drawn:
+            start = self.draws.order[one.inside].starts[name]
+            found.append(one.crops[start : start + part.bytes])
+        return layout.stack(found, len(part.cropped), part.size)
 
-    def _images(self, crops: Tensor, parameters: Parameters) -> Tensor:
+    def _images(self, part: Part, crops: Tensor, drawn: dict[str, Any]) -> Any:
+        """Normalized pictures of a part, vb 3 h w; inside a portion a list of each view's."""
+        parameters = drawn["parameters"]
         names = [name for name in self.settings["order"] if name != "crop"]
         order = {name: self.operations[name] for name in names}
-        return carry_out(crops, parameters, order, self.settings["mean"], self.settings["std"])
+        crops = crops.expand(len(part.members), *crops.shape[1:])
+        levels = self.settings["mean"], self.settings["std"]
+        images = carry_out(crops, parameters, order, *levels)
+        if not part.inside or self.draws.grid is None:
+            return images
+        views = zip(
+            images.unflatten(0, crops.shape[:2]),
+            parameters["grid"].unflatten(0, crops.shape[:2]),
+            drawn["grid"].tolist(),
+            strict=True,
+        )
+        patch = self.draws.grid["patch"]
+        return [grid.apply(image, p, grid.Shape(*shape), patch) for image, p, shape in views]
 
     def finish(self, batch: Batch, device: torch.device | str = "cpu") -> list[View]:
-        """The views of a batch on a device, in the order of `views`."""
+        """The views of a batch on a device, in the order of `views`.
+
+        Where there is a portion, those of either kind show the samples in their `rows`; where it is
+        the whole batch, there are no global ones.
+        """
         made: dict[int, View] = {}
-        for size, members in self.sizes.items():
-            part = batch[str(size)]
-            if "images" in part:
-                images = part["images"].to(device, non_blocking=True)
+        for name, part in self.parts.items():
+            drawn = batch[name]
+            if "images" in drawn:
+                images = _sent(drawn["images"], device)
             else:
-                images = self._images(
-                    part["crops"].to(device, non_blocking=True), part["parameters"]
-                )
-            made |= self._records(members, images, part["parameters"])
-        return [made[number] for number in range(len(self.views))]
+                images = self._images(part, _sent(drawn["crops"], device), drawn)
+            made |= self._records(part, images, drawn, device)
+        return [made[number] for number in sorted(made)]
 
     def _records(
-        self, members: list[int], images: Tensor, parameters: Parameters
+        self, part: Part, images: Any, drawn: dict[str, Any], device: torch.device | str
     ) -> dict[int, View]:
-        """Views by number, from the pictures and parameters of all views of one size."""
+        """Views by number, from the pictures and parameters of all views of a part."""
+        parameters = drawn["parameters"]
+        operations = self.operations | ({"grid": grid} if part.inside else {})
         action = {
-            name: parameters[name][:, : len(operation.NAMES)].to(images.device, torch.float32)
-            for name, operation in self.operations.items()
+            name: parameters[name][:, : len(operation.NAMES)].to(device, torch.float32)
+            for name, operation in operations.items()
         }
-        matrix = self._matrix(parameters).to(images.device, torch.float32)
-        count = len(images) // len(members)
+        matrix = self._matrix(parameters)
+        if part.inside:  # as they are: precise, and where they are read
+            matrix = geometry.compose(matrix, grid.matrix(parameters["grid"]))
+        else:
+            matrix = matrix.to(device, torch.float32)
+        count = len(matrix) // len(part.members)
+        rows = _sent(drawn["rows"], device) if "rows" in drawn else None
         found = {}
-        for place, number in enumerate(members):
-            rows = slice(place * count, (place + 1) * count)
-            own = {name: value[rows] for name, value in action.items()}
-            group = self.views[number].group
-            found[number] = View(images[rows], own, matrix[rows], group=group)
+        for place, number in enumerate(part.members):
+            own = slice(place * count, (place + 1) * count)
+            found[number] = View(
+                images[place] if part.inside else images[own],
+                {name: value[own] for name, value in action.items()},
+                matrix[own],
+                rows=rows,
+                group=self.views[number].group,
+                replaces=self.views[number].replaces,
+            )
         return found
 
     def _matrix(self, parameters: Parameters) -> Tensor:
@@ -209,17 +208,23 @@ class Views:
         )
 
 
-def _is_group(name: str, value: Any, operations: dict[str, Any]) -> bool:
-    return isinstance(value, dict) and name not in operations
-
-
 def _rebuild(given: dict[str, Any], modules: dict[str, str]) -> Views:
     return Views(given, {name: import_module(path) for name, path in modules.items()})
 
 
-def collate(drawn: list[Drawn]) -> Batch:
-    """The batch of samples that one plan has drawn: a tree of tensors, ready for pinning."""
-    return drawn[0].plan.collate(drawn)
+def _sent(pictures: Any, device: torch.device | str) -> Any:
+    """A tensor, or each of a list of them, on its way to a device."""
+    if isinstance(pictures, list):
+        return [_sent(one, device) for one in pictures]
+    return pictures.to(device, non_blocking=True)
+
+
+def collate(drawn: list[Drawn], *, seed: int = 0, step: int = 0) -> Batch:
+    """The batch of samples that one plan has drawn: a tree of tensors, ready for pinning.
+
+    seed, step: of the run, which the grids of a portion depend on.
+    """
+    return drawn[0].plan.collate(drawn, seed=seed, step=step)
 
 
 def carry_out(
@@ -234,6 +239,8 @@ def carry_out(
     parameters: {operation: vb k float64}. The one place that chooses how: compiled where it can be.
     """
     images = crops.flatten(0, 1)
+    if not len(images):
+        return images.to(torch.float32)
     modules, given = list(operations.values()), [parameters[name] for name in operations]
     if fused.can(images, modules):
         return fused.apply(images, given, modules, mean, std)
@@ -254,23 +261,6 @@ def engine(device: torch.device | str = "cpu") -> str:
     """How a recipe's operations are carried out on a device here: "C", "Triton" or "torch"."""
     built = {"cpu": compiled.library() and "C", "cuda": programs.available() and "Triton"}
     return built.get(torch.device(device).type) or "torch"
-
-
-def _stack(crops: list[np.ndarray], views: int, size: int) -> Tensor:
-    """The bytes of each sample's views → v b 3 size size, whose channels lie last in memory.
-
-    In a loader's worker the memory is shared, so that the batch is not copied once more.
-    """
-    shape = (views, len(crops), size, size, 3)
-    if get_worker_info() is None:
-        batch = pages.empty(shape, torch.uint8)
-    else:
-        memory = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
-        batch = torch.empty(0, dtype=torch.uint8).set_(memory).view(shape)
-    rows = batch.view(views, len(crops), -1).numpy()
-    for i, one in enumerate(crops):
-        rows[:, i] = one.reshape(views, -1)
-    return batch.permute(0, 1, 4, 2, 3)
 
 
 def chunks(images: Tensor) -> Iterator[slice]:

@@ -11,11 +11,15 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from equitools import names
+from equitools.backbones import positions
 from equitools.backbones.blueprint import Blueprint
 from equitools.backbones.encoder import Encoder
+from equitools.backbones.vit import LateClassToken
+from equitools.backbones.vmamba import VMamba, checkpoint_filter_fn
 from equitools.errors import DataError, UsageError
 
 
@@ -26,13 +30,20 @@ def settings(
     rounding: Literal["floor", "round"] = "floor",
     pretrained: bool = False,
     drop_path: float = 0.0,
+    freeze_patch_embed: bool = False,
+    positions: Literal["learned", "sincos"] = "learned",
+    cls_after: int | str | None = None,
     args: dict | None = None,
 ) -> dict[str, Any]:
     """The knobs of `recipe.backbone`; the signature is the schema.
 
-    name: vit_mini, resnet_mini or any timm name. split: share of the output that is the
-    invariant part; rounding: floor or round. pretrained: let timm download weights. drop_path:
-    stochastic depth of the online network. args: more arguments for timm.
+    name: vit_mini, resnet_mini, vmamba_mini, vmamba_tiny (small, base) or any timm name. split:
+    share of the output that is the invariant part; rounding: floor or round. pretrained: let timm
+    download weights. drop_path: stochastic depth of the online network. freeze_patch_embed: keep a
+    ViT's patch projection as it starts (Chen, Xie & He, 2021); other networks have none.
+    positions: of a ViT's patches, learned or fixed sines and cosines. cls_after: the class token of
+    a ViT joins after so many blocks, or after a share of them (25%); null is timm's own. args: more
+    arguments for timm.
     """
     return {**locals(), "args": dict(args or {})}
 
@@ -58,21 +69,29 @@ def create(given: dict[str, Any]) -> Encoder:
     """A fresh Encoder from a recipe's `backbone`; ViTs take any picture size.
 
     Raises UsageError for an unknown name, for arguments that timm refuses, for a split that
-    leaves a part empty.
+    leaves a part empty, for a class token that cannot join where it is said to.
     """
     chosen = resolve(given)
     plan = _blueprint(chosen["name"])
-    args = {**plan.args, **chosen["args"]}
+    architecture, args = plan.architecture, {**plan.args, **chosen["args"]}
+    if chosen["cls_after"] is not None:
+        architecture, args = _late(chosen, architecture, args)
     training = {"drop_path_rate": chosen["drop_path"]} if chosen["drop_path"] else {}
     try:
-        trunk, args = _trunk(plan.architecture, args, pretrained=chosen["pretrained"], **training)
+        trunk, args = _trunk(architecture, args, pretrained=chosen["pretrained"], **training)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UsageError(f"timm cannot build backbone {chosen['name']}: {error}") from error
     if not chosen["pretrained"]:
         # What is meant for small pictures sees them whole; 224 px are the middle of 256.
         _start_fresh(trunk, crop_pct=1.0 if plan.image_size else 0.875)
+    if chosen["freeze_patch_embed"] and isinstance(trunk, VisionTransformer):
+        trunk.patch_embed.requires_grad_(False)
+    if chosen["positions"] == "sincos":
+        if getattr(trunk, "pos_embed", None) is None:
+            raise UsageError(f"{chosen['name']} has no positions; say backbone.positions=learned")
+        positions.fix(trunk)
     size = plan.image_size or trunk.pretrained_cfg["input_size"][-1]
-    return Encoder(trunk, chosen, plan.architecture, args, args.get("img_size", size))
+    return Encoder(trunk, chosen, architecture, args, args.get("img_size", size))
 
 
 def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
@@ -89,6 +108,7 @@ def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
         name=ours.get("name", architecture),
         split=ours.get("split"),
         rounding=ours.get("rounding", "floor"),
+        cls_after=args.get("cls_after"),
         args=args,
     )
     try:
@@ -97,6 +117,8 @@ def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
         raise DataError(f"timm cannot build '{architecture}' of config.json: {error}") from error
     described = config.get("pretrained_cfg", config)
     trunk.pretrained_cfg = {**trunk.pretrained_cfg, **described}
+    if isinstance(trunk, VMamba):
+        state = checkpoint_filter_fn(state, trunk)
     kept = {key: value for key, value in state.items() if not _classifier(key, trunk)}
     _refuse_mismatch(trunk.state_dict(), kept, chosen["name"])
     trunk.load_state_dict(kept)
@@ -115,22 +137,40 @@ def _blueprint(name: str) -> Blueprint:
     raise UsageError(f"no backbone '{name}'{hint} (ours: {', '.join(sorted(own))}; or timm's)")
 
 
+def _late(
+    chosen: dict[str, Any], architecture: str, args: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The architecture and arguments of a ViT whose class token joins late."""
+    if chosen["pretrained"]:
+        raise UsageError(
+            "no pretrained weights have a class token that joins late; say"
+            " backbone.cls_after=null, or backbone.pretrained=false"
+        )
+    base = architecture.split(".")[0]
+    return "late_cls", {**args, "base": base, "cls_after": chosen["cls_after"]}
+
+
 def _trunk(architecture: str, args: dict[str, Any], **training: Any) -> tuple[Any, dict[str, Any]]:
     """The timm network without a classifier, and the arguments that would build it again."""
     logging.getLogger("timm").setLevel(logging.WARNING)
     if "dynamic_img_size" not in args and _takes_any_size(architecture):
         args = {**args, "dynamic_img_size": True}
-    return timm.create_model(architecture, num_classes=0, **args, **training), args
+    trunk = timm.create_model(architecture, num_classes=0, **args, **training)
+    if isinstance(trunk, LateClassToken):
+        args = {**args, "cls_after": trunk.cls_after}  # a number, where a share was said
+    return trunk, args
 
 
 def _takes_any_size(architecture: str) -> bool:
     entry = timm.model_entrypoint(architecture.split(".")[0])
-    return entry.__module__.split(".")[-1] in ("vision_transformer", "deit")
+    return entry.__module__.split(".")[-1] in ("vision_transformer", "deit", "vit")
 
 
 def _start_fresh(trunk: Any, crop_pct: float) -> None:
-    """Start the class token as DINO does; pictures are normalized as ImageNet's are."""
-    if isinstance(getattr(trunk, "cls_token", None), Tensor):
+    """Start the class token as DINO does (a late one stays near 0, as SER's); pictures are
+    normalized as ImageNet's are."""
+    late = isinstance(trunk, LateClassToken)
+    if isinstance(getattr(trunk, "cls_token", None), Tensor) and not late:
         nn.init.trunc_normal_(trunk.cls_token, std=0.02)
     pictures: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     pictures |= {"crop_pct": crop_pct, "interpolation": "bicubic"}

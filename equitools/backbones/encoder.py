@@ -39,7 +39,8 @@ class Encoder(nn.Module):
     """A timm network (`trunk`, under its bare timm names) that returns Features.
 
     dim: width of the pooled feature. split: width of its invariant part, or None. depth: number
-    of blocks (ViT) or of stages that maps can be asked of (CNN). settings: what built it.
+    of blocks (ViT) or of stages that maps can be asked of (CNN). cls_depth: how many of a ViT's
+    last blocks have a class token. settings: what built it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Encoder(nn.Module):
         self.dim = int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)
         blocks = trunk.blocks if self.is_vit else getattr(trunk, "feature_info", ())
         self.depth = len(blocks)
+        self.cls_depth = self.depth - getattr(trunk, "cls_after", 0) if self.is_vit else 0
         ratio = settings["split"]
         self.split = None if ratio is None else split_width(self.dim, ratio, settings["rounding"])
 
@@ -106,6 +108,21 @@ class Encoder(nn.Module):
         features.attention = listener.weights()
         return features
 
+    def channels(self, layer: int) -> int:
+        """The width of the map of a block (ViT) or stage (CNN), counted from 1.
+
+        Raises UsageError for a network without maps, and for a layer that it does not have.
+        """
+        name = self.settings["name"]
+        if not self.depth or not hasattr(self.trunk, "forward_intermediates"):
+            raise UsageError(f"{name} gives one vector and no maps; a ViT or a CNN has some")
+        if not 1 <= layer <= self.depth:
+            what = "blocks" if self.is_vit else "stages with maps"
+            raise UsageError(
+                f"layer {layer} of {name}, which has {self.depth} {what}; say 1 to {self.depth}"
+            )
+        return int(self.trunk.feature_info[layer - 1]["num_chs"])
+
     def config(self) -> dict[str, Any]:
         """What `config.json` says: enough for plain timm, and our own part under `equitools`."""
         cfg = dict(self.trunk.pretrained_cfg)
@@ -139,8 +156,8 @@ class Encoder(nn.Module):
     def _last(self, count: int) -> list[int]:
         if not self.is_vit or count == 0:
             return []
-        if not 0 < count <= self.depth:
-            raise UsageError(f"cls={count} of a network with {self.depth} blocks")
+        if not 0 < count <= self.cls_depth:
+            raise UsageError(f"cls={count}, but {self.cls_depth} blocks have class tokens")
         return list(range(self.depth - count, self.depth))
 
     def _block(self, index: int) -> int:

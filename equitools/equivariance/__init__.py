@@ -3,3 +3,4 @@
 # ruff: noqa: F401
 from equitools.equivariance.clever import CLeVER as clever
 from equitools.equivariance.ddcl import DDCL as ddcl
+from equitools.equivariance.ser import SER as ser

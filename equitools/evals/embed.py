@@ -10,12 +10,14 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equitools.errors import UsageError
+from equitools import checkpoint, manifest
+from equitools.errors import DataError, UsageError
 from equitools.features import Outcome, Table, part
 
 
@@ -50,6 +52,17 @@ def pack_keys(keys: Sequence[str]) -> Tensor:
 def unpack_keys(packed: Tensor) -> list[str]:
     """The inverse of `pack_keys`."""
     return [bytes(row).rstrip(b"\0").decode() for row in packed.numpy()]
+
+
+def read(document: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
+    """Features n d and labels n of a split that a document's embeddings have; DataError without."""
+    entry = (document.get("files") or {}).get("embeddings")
+    if entry is None:
+        raise DataError("the document has no embeddings; equi-probe embed writes them")
+    tensors = checkpoint.load_tensors(manifest.verify(entry, "embeddings"))
+    if f"{split}.features" not in tensors:
+        raise UsageError(f"the embeddings have no split '{split}'; say split=train or split=val")
+    return tensors[f"{split}.features"], tensors[f"{split}.labels"]
 
 
 def write_csv(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ Parameters depend on (seed, draw, sample key) alone, so that all encoders see th
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitools import augment
+from equitools import augment, classifiers, preprocess
 from equitools.errors import DataError
 from equitools.features import Perturbation, Table, check_head, part
 
@@ -102,20 +103,43 @@ def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbatio
     return change
 
 
+def probe_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the probe whose head or neighbors judge; DataError where there is none."""
+    probe = document.get("probe") or {}
+    needed = {"eval", "encoder", "encoder_seed", "pretrained", "parts", "split", "layers", "size"}
+    needed |= {"crop_pct", "interpolation", "limit"}
+    if probe and (missing := sorted(needed - probe.keys())):
+        raise DataError(f"the document's probe section lacks {', '.join(missing)}; probe again")
+    judged = probe and ("probe.heads" in document.get("files", {}) or probe["eval"] == "knn")
+    if not judged:
+        raise DataError(
+            "nothing can judge the changed pictures: the document has no probe heads; run"
+            " equi-probe linear (or knn) first, as in equi-probe linear | equi-perturb grid"
+        )
+    return probe
+
+
+def judge_of(document: dict[str, Any], k: int) -> str:
+    """Who judges, in words: the heads that the document has, else k neighbors."""
+    head = "mlp" if document["probe"]["eval"] == "mlp" else "linear"
+    return f"{head} head" if "probe.heads" in document["files"] else f"{k}-NN"
+
+
 def judge(
     table: Table, heads: dict[str, Tensor], slicing: str, chunk: int = 4096
 ) -> dict[str, float]:
-    """Accuracy in percent of saved linear heads on a table, keyed `all/top1`; the mean over the
-    heads' seeds. DataError when a head does not fit the features or classes."""
+    """Accuracy in percent of saved heads, linear or MLP, on a table, keyed `all/top1`; the mean
+    over the heads' seeds. DataError when a head does not fit the features or classes."""
     found: dict[str, list[Tensor]] = {}
-    for name in sorted(key.removesuffix("/weight") for key in heads if key.endswith("/weight")):
-        weight, bias = (heads[f"{name}/{kind}"].to(table.features) for kind in ("weight", "bias"))
+    for name, head in classifiers.named(heads).items():
         vectors = part(table, name.split("/")[0], slicing)
+        shape = classifiers.shape(head)
         # Without names, a small test split may not show every class that the head knows.
-        classes = table.classes if table.named else max(table.classes, len(weight))
-        check_head(weight, vectors.shape[1], classes, name)
+        classes = table.classes if table.named else max(table.classes, shape[0])
+        check_head(shape, vectors.shape[1], classes, name)
+        head = {key: value.to(vectors) for key, value in head.items()}
         right = [
-            (x @ weight.T + bias).topk(min(5, len(bias))).indices == y[:, None].to(x.device)
+            classifiers.logits(head, x).topk(min(5, shape[0])).indices == y[:, None].to(x.device)
             for x, y in zip(vectors.split(chunk), table.labels.split(chunk), strict=True)
         ]
         found.setdefault(name.split("/")[0], []).append(torch.cat(right))
@@ -128,6 +152,37 @@ def judge(
         if table.classes >= 5:
             scores[f"{name}/top5"] = 100 * float(stack.any(-1).float().mean())
     return scores
+
+
+def summary(prefix: str, draws: list[dict[str, float]]) -> dict[str, float]:
+    """Each draw's scores, their mean, and their sample standard deviation (0 for one draw)."""
+    scores: dict[str, float] = {}
+    for key in draws[0]:
+        part, metric = key.split("/")
+        values = [draw[key] for draw in draws]
+        scores |= {f"{prefix}/{part}/draw{i}/{metric}": v for i, v in enumerate(values)}
+        scores[f"{prefix}/{part}/mean/{metric}"] = statistics.fmean(values)
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        scores[f"{prefix}/{part}/sd/{metric}"] = sd
+    return scores
+
+
+def facts(
+    encoder: Any, tests: Sequence[tuple[str, str, Column]], probe: dict[str, Any]
+) -> dict[str, Any]:
+    """What was done to the pictures of each (test, column, what), in words and numbers."""
+    shape = {key: probe[key] for key in ("size", "crop_pct")}
+    found = {}
+    for test, name, column in tests:
+        plain = preprocess.evaluation_transform(
+            encoder, interpolation=column.interpolation, **shape
+        )
+        changed = scaled(column.operations, plain.size)
+        found[f"{test}/{name}"] = {"picture": plain.describe(), **changed}
+    return {
+        "transform": found,
+        "metric": "micro accuracy in percent of all test samples, mean over the probe's seeds",
+    }
 
 
 TESTS: dict[str, Callable[..., dict[str, Column]]] = {

@@ -34,6 +34,7 @@ class DINO(nn.Module):
     layers: tuple[int, ...] = ()
     exports = "slow"
     pairs = "distribution"
+    crops = "all"
 
     def __init__(
         self,

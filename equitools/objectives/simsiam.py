@@ -31,6 +31,7 @@ class SimSiam(nn.Module):
     exports = "online"
     apart = True  # the released code calls the network once a view: batch norm sees one at a time
     pairs = "projector"
+    crops = "global"
 
     def __init__(
         self,
@@ -76,7 +77,4 @@ class SimSiam(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
-        return {
-            "h_I": parts.log_power(self.heads()),
-            "z_I": parts.mean_size([features.invariant for features in step.online]),
-        }
+        return parts.vital_signs(self, step)

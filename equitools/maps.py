@@ -1,0 +1,149 @@
+"""Maps of the layers of a frozen encoder: what evaluations of equivariance see instead of a model.
+
+A ViT's map is its patch tokens after a block, normed by its final norm as DINO's
+get_intermediate_layers does (Caron et al., 2021); a CNN's is what a stage gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equitools import features
+from equitools.errors import UsageError
+
+Maps = Callable[[Tensor], dict[int, Tensor]]  # uint8 or [0, 1] b 3 h w → {layer: b d h w}
+COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewer
+
+
+@dataclass
+class Source:
+    """Pictures of the splits, and maps of any pictures.
+
+    pictures(split, limit, batch_size) gives uint8 b 3 size size and keys, and says how far it is.
+    maps: of the encoder at `layers`; untrained() gives those of the same network with random
+    weights. cell: the side in pixels of which pictures of other shapes are multiples. other_shapes:
+    why they cannot be had, or None. seed: of what is drawn for each picture. batch_size: where an
+    evaluation has none of its own.
+    """
+
+    pictures: Callable[[str, int | None, int], Iterator[tuple[Tensor, list[str]]]]
+    maps: Maps
+    untrained: Callable[[], Maps]
+    layers: list[int]
+    cell: int
+    other_shapes: str | None = None
+    seed: int = 0
+    batch_size: int = 256
+
+
+def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
+    """Layers counted from 1, negative ones from the end; None is all that have maps.
+
+    Raises UsageError for a network without maps, and for a layer that it does not have.
+    """
+    if not hasattr(encoder, "channels"):
+        raise UsageError("raw pixels have no layers; name an encoder that has maps")
+    encoder.channels(1)
+    depth = encoder.depth
+    layers = range(1, depth + 1) if wanted is None else wanted
+    found = sorted({layer + depth + 1 if layer < 0 else layer for layer in layers})
+    if not found:
+        raise UsageError("perturb.layers is empty; say null for all")
+    for layer in found:
+        encoder.channels(layer)
+    return found
+
+
+def quarters(depth: int) -> list[int]:
+    """The first layer, then one each quarter of the depth: 1, 3, 6, 9, 12 of 12."""
+    return sorted({1, *(max(1, round(depth * share / 4)) for share in (1, 2, 3, 4))})
+
+
+def maps_of(encoder: Any, transform: Any, layers: Sequence[int], *, norm: bool) -> Maps:
+    """A function from pictures (uint8, or floats in [0, 1]) to the encoder's maps, fp32.
+
+    norm: a ViT's final norm on the tokens of every block.
+    """
+    blocks = tuple(layer - 1 for layer in layers)
+    last = getattr(encoder.trunk, "norm", None) if norm and encoder.is_vit else None
+
+    @torch.no_grad()
+    def maps(image: Tensor) -> dict[int, Tensor]:
+        found = encoder(transform.normalized(image), maps=blocks).maps
+        return {block + 1: _normed(found[block], last).float() for block in blocks}
+
+    return maps
+
+
+def _normed(cells: Tensor, norm: nn.Module | None) -> Tensor:
+    return cells if norm is None else norm(cells.movedim(1, -1)).movedim(-1, 1)
+
+
+def cell(encoder: Any, size: int) -> int:
+    """Of how many pixels the sides of other pictures are multiples: a ViT's patch, a CNN's
+    coarsest stride (but a seventh of small pictures, which it would leave no map)."""
+    if encoder.patch_size:
+        return int(encoder.patch_size)
+    stride = int(encoder.trunk.feature_info[-1].get("reduction", 1))
+    return max(1, min(stride, size // COARSEST))
+
+
+def refuses_other_shapes(maps: Maps, size: int, cell: int, device: str) -> str | None:
+    """Why a network cannot see a picture one cell less high and one wider; None when it can."""
+    try:
+        maps(torch.zeros(1, 3, size - cell, size + cell, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError, UsageError) as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
+
+
+def source(
+    encoder: Any,
+    splits: dict[str, Any],
+    transform: Any,
+    layers: list[int],
+    *,
+    untrained: Callable[[], Any],
+    norm: bool,
+    seed: int,
+    limit: int | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], Any],
+) -> Source:
+    """What evaluations see of an encoder (`untrained()`: another with random weights) and of the
+    index of every split; no split gives more than `limit` pictures."""
+    features.freeze(encoder, device)
+    maps = maps_of(encoder, transform, layers, norm=norm)
+    side = cell(encoder, transform.size)
+
+    def pictures(split: str, most: int | None, size: int) -> Iterator[tuple[Tensor, list[str]]]:
+        index = splits[split]
+        rows = features.subset(len(index), fewest(most, limit))
+        loader = features.pictures(
+            index, rows, transform, device=device, batch_size=size, workers=workers
+        )
+        for pixels, keys in loader:
+            yield pixels, keys
+            progress(len(pixels))
+
+    def random_maps() -> Maps:
+        other = untrained()
+        features.freeze(other, device)
+        return maps_of(other, transform, layers, norm=norm)
+
+    refused = refuses_other_shapes(maps, transform.size, side, device)
+    return Source(pictures, maps, random_maps, layers, side, refused, seed, batch_size)
+
+
+def fewest(*limits: int | None) -> int | None:
+    """The smallest of the limits that are set."""
+    return min((limit for limit in limits if limit is not None), default=None)
