@@ -23,7 +23,7 @@ def fold(*layers):
     return recipe.apply_defaults(whole)
 
 
-def _takes(chosen, knobs):
+def takes(chosen, knobs):
     try:
         names.knobs(chosen, knobs, "objective")
     except UsageError:
@@ -40,9 +40,10 @@ def test_every_layer_says_only_what_signatures_know(name):
     ):
         names.knobs(schema, given.get(section, {}), section)
     objective = dict(given.get("objective", {}))
-    # A layer that says no name is for the objectives that know all its knobs: there is one.
-    known = [objective.pop("name")] if "name" in objective else dict(names.menu(objectives))
-    assert any(_takes(names.pick(objectives, name), objective) for name in known)
+    if "name" in objective:
+        names.knobs(names.pick(objectives, objective.pop("name")), objective, "objective")
+    else:  # a layer for the objectives that know all its knobs: there is one
+        assert any(takes(names.pick(objectives, n), objective) for n, _ in names.menu(objectives))
     for term, knobs in given.get("equivariance", {}).items():
         knobs = {key: value for key, value in knobs.items() if key != "weight"}
         names.knobs(names.pick(equivariance, term), knobs, term)
