@@ -1,15 +1,11 @@
 """Stages asked in this process: words in, document out, errors as exceptions."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 from equitools import manifest, words
 from equitools.frame import Request
-
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def ask(program, *given, out=None):
@@ -40,7 +36,8 @@ def make_chain(folder):
     from equitools import backbones, checkpoint
 
     words = ["scenes", "train_samples=60", "val_samples=30", "size=32", "-o", folder / "shards"]
-    subprocess.run([BIN / "equi-shard", *words], check=True, capture_output=True, env=ENVIRONMENT)
+    done = forked.run("shard", *words)
+    assert done.returncode == 0, done.stderr
     document = manifest.load_file(folder / "shards" / "manifest.yaml")[0]
     torch.manual_seed(0)
     encoder = backbones.create({"name": "vit_mini", "split": 0.8})

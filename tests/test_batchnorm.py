@@ -1,10 +1,8 @@
 """Batch norm over processes is batch norm over the whole batch, however the rows are shared."""
 
-import socket
-
+import forked
 import pytest
 import torch
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -35,12 +33,7 @@ def through(layer, x, slope):
     return out.detach(), x.grad, trained, [layer.running_mean, layer.running_var]
 
 
-def work(rank, port, folder):
-    import os
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(port)
-    torch.set_num_threads(1)
+def work(rank, folder):
     parallel.start("cpu")
     found = {}
     for kind, shape in SHAPES.items():
@@ -63,10 +56,7 @@ def data(shape):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
+    forked.ranks(work, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -5,11 +5,10 @@ The tests run over the namespaces of the two packages: a new file is tested once
 
 import itertools
 import math
-import socket
 
+import forked
 import pytest
 import torch
-import torch.multiprocessing as mp
 from toys import BATCH, DIM, SPLIT, reorder, small, small_term, toy_step
 
 from equitools import batchnorm, equivariance, names, objectives, parallel, parts
@@ -179,12 +178,7 @@ def buffers(modules):
     return torch.cat([*found, *frozen, torch.zeros(1)])
 
 
-def work(rank, port, folder):
-    import os
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(port)
-    torch.set_num_threads(1)
+def work(rank, folder):
     parallel.start("cpu")
     found = {}
     for term, objective in EVERY:
@@ -208,10 +202,7 @@ def work(rank, port, folder):
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
     """Loss, gradients, centers, queues and slow heads are those of one process and the batch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, tmp_path), nprocs=2)
+    forked.ranks(work, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for term, objective in EVERY:
         (loss, slope, moved), other = (ranks[r][term, objective] for r in (0, 1))

@@ -3,9 +3,9 @@
 import itertools
 import math
 
+import forked
 import pytest
 import torch
-import two_processes
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -211,4 +211,4 @@ parallel.stop()
 
 
 def test_two_processes_with_any_shares_are_one_process_with_the_whole():
-    two_processes.run(SHARES)
+    forked.programs(SHARES)

@@ -1,11 +1,8 @@
 """The layers of the invariant objectives say what the papers do, and train on small backbones."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +10,6 @@ from safetensors.torch import load_file
 from equitools import learner, loop, manifest, recipe
 from equitools.records import View
 
-BIN = Path(sys.executable).parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 FOLDERS = ("objective", "equivariance", "backbone", "schedule")
 INVARIANT = ["simclr", "byol", "mocov2", "mocov3", "barlow", "debiased"]
 LAYERS = [*INVARIANT, "mocov3-resnet"]
@@ -95,31 +90,13 @@ def test_a_few_steps_on_one_batch_lower_the_loss(mini, words):
 def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp("shards")
     words = ["scenes", "train_samples=64", "val_samples=8", "size=32"]
-    command = [BIN / "equi-shard", *words, "-o", out]
-    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    done = forked.run("shard", *words, "-o", out)
+    assert done.returncode == 0, done.stderr
     return (out / "manifest.yaml").absolute()
 
 
 def pretrain(*words, cwd, **more):
-    return subprocess.run(
-        [BIN / "equi-pretrain", *map(str, words)], cwd=cwd, env=ENVIRONMENT | more, text=True,
-        capture_output=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
-
-
-CRASHING = """
-import os, sys
-from equitools import loop
-from equitools.stages.pretrain import main
-
-set_rates = loop.set_rates
-
-def crash(optimizer, settings, length, warmup, step):
-    return os._exit(9) if step == 4 else set_rates(optimizer, settings, length, warmup, step)
-
-loop.set_rates = crash
-main()
-"""
+    return forked.run("pretrain", *words, cwd=cwd, **more)
 
 
 def test_a_killed_run_with_a_queue_ends_with_the_tensors_of_an_unbroken_one(shards, tmp_path):
@@ -128,8 +105,7 @@ def test_a_killed_run_with_a_queue_ends_with_the_tensors_of_an_unbroken_one(shar
     words += ["steps=6", "checkpoint_every=3", "log_every=1", "knn_every=0", "workers=0"]
     whole = pretrain(*words, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-c", CRASHING, *map(str, words), "-o", "broken"]
-    killed = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True)
+    killed = pretrain(*words, "-o", "broken", cwd=tmp_path, prepare=(forked.crash, 4))
     assert killed.returncode == 9
     again = pretrain(*words, "-o", "broken", cwd=tmp_path)
     assert "resumed at step 3" in again.stderr
@@ -154,9 +130,9 @@ def test_two_processes_train_as_one_does_with_batch_norm_and_a_queue(shards, tmp
         "device=cpu",
     ]
     words += ["knn_every=0", "workers=0", "precision=fp32", "schedule.warmup_epochs=0"]
-    for processes in (1, 2):
-        done = pretrain(*words, f"processes={processes}", "-o", f"{processes}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    done = pretrain(*words, "-o", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    forked.together("pretrain", *words, "-o", "2", cwd=tmp_path)
     for file in ("model.safetensors", "heads.safetensors"):
         one, two = (load_file(tmp_path / str(n) / file) for n in (1, 2))
         for key, value in one.items():

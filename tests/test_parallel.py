@@ -1,9 +1,6 @@
 """Two gloo processes agree with one: means, gathered gradients and broadcast objects."""
 
-import os
-import socket
-import subprocess
-import sys
+import forked
 
 from equitools import parallel
 
@@ -28,20 +25,8 @@ parallel.stop()
 """
 
 
-def _start(environment):
-    command = [sys.executable, "-c", PROGRAM]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def test_two_processes_agree_with_one():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    members = [_start(os.environ | place | {"RANK": str(rank)}) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in members]
-    assert [process.returncode for process in members] == [0, 0], errors
+    forked.programs(PROGRAM)
 
 
 def test_on_one_process_everything_is_the_identity():

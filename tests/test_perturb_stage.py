@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 import torch
-from asking import BIN, ENVIRONMENT, ask, make_chain, write
+from asking import ask, make_chain, write
 from equitools.stages import perturb, probe
+from forked import BIN, ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
 from equitools import augment, manifest

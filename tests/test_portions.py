@@ -1,14 +1,11 @@
 """A portion of the batch: the same samples whatever the processes, and one record for all again."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
-from asking import ENVIRONMENT
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,7 +13,6 @@ from equitools import augment, ema, learner, loader, manifest, planning, portion
 from equitools.errors import UsageError
 from equitools.records import Step
 
-BIN = Path(sys.executable).parent
 BATCH = 16
 VIEWS = {"global": {"size": 32}, "local": {"size": 16, "count": 2}}
 PART = {**VIEWS, "grid": {"portion": 0.3, "patch": 4}}
@@ -37,7 +33,7 @@ def recipe(views=PART, **changes):
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("portions")
     words = ["scenes", "train_samples=80", "val_samples=20", "size=32", "-o", out / "shards"]
-    subprocess.run([BIN / "equi-shard", *words], check=True, capture_output=True, env=ENVIRONMENT)
+    assert forked.run("shard", *words).returncode == 0
     manifest.write_atomic(out / "part.yaml", manifest.dump({"recipe": {"views": PART}}))
     return out
 
@@ -256,29 +252,13 @@ def test_a_sheet_shows_both_kinds_of_every_picture(index):
     assert np.isfinite(made[1][2][-1][1]).all()
 
 
-CRASHING = """
-import os, sys
-from equitools import loop
-from equitools.stages.pretrain import main
-set_rates = loop.set_rates
-def crash(optimizer, settings, length, warmup, step):
-    return os._exit(9) if step == 5 else set_rates(optimizer, settings, length, warmup, step)
-loop.set_rates = crash
-main()
-"""
-
-
 def test_a_killed_run_and_two_processes_end_where_an_unbroken_one_does(folder, tmp_path):
     words = [folder / "shards" / "manifest.yaml", folder / "part.yaml", "dino", "vit-mini"]
     words += ["batch_size=16", "objective.out_dim=64", "steps=7", "device=cpu", "workers=0"]
-    words = [str(word) for word in [*words, "checkpoint_every=3"]]
+    words += ["checkpoint_every=3"]
 
-    def pretrain(name, *more, code=None, expected=0):
-        command = [sys.executable, "-c", code] if code else [BIN / "equi-pretrain"]
-        found = subprocess.run(
-            [*command, *words, *more, "-o", name], cwd=tmp_path, env=dict(ENVIRONMENT), text=True,
-            capture_output=True, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+    def pretrain(name, *more, prepare=None, expected=0):
+        found = forked.run("pretrain", *words, *more, "-o", name, cwd=tmp_path, prepare=prepare)
         assert found.returncode == expected, found.stderr
         return found
 
@@ -286,9 +266,9 @@ def test_a_killed_run_and_two_processes_end_where_an_unbroken_one_does(folder, t
         return load_file(tmp_path / name / "model.safetensors")
 
     pretrain("whole")
-    pretrain("broken", code=CRASHING, expected=9)
+    pretrain("broken", prepare=(forked.crash, 5), expected=9)
     assert "resumed at step 3" in pretrain("broken").stderr
     assert all(torch.equal(a, tensors("broken")[k]) for k, a in tensors("whole").items())
-    pretrain("two", "processes=2")
+    forked.together("pretrain", *words, "-o", "two", cwd=tmp_path)
     for key, value in tensors("whole").items():
         torch.testing.assert_close(tensors("two")[key], value, atol=1e-5, rtol=1e-4)

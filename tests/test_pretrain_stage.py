@@ -1,4 +1,4 @@
-"""equi-pretrain through real processes: it resumes bit for bit, stops in order, and says why.
+"""equi-pretrain in processes of its own: it resumes bit for bit, stops in order, and says why.
 
 One tiny data set and seconds of training; every claim is about equality, exit codes and words.
 """
@@ -6,76 +6,47 @@ One tiny data set and seconds of training; every claim is about equality, exit c
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import forked
 import pytest
 import yaml
+from forked import ENVIRONMENT
 from safetensors.torch import load_file
 
-BIN = Path(sys.executable).parent
+from equitools import loop
+
 MINI = ["dino", "clever", "resnet-mini", "batch_size=16", "objective.out_dim=64"]
 MINI += ["equivariance.clever.out_dim=64", "log_every=1", "watch_every=4", "workers=1"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp("shards")
     words = ["scenes", "train_samples=80", "val_samples=20", "size=32"]
-    command = [BIN / "equi-shard", *words, "-o", out]
-    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    done = forked.run("shard", *words, "-o", out, cwd=out)
+    assert done.returncode == 0, done.stderr
     return (out / "manifest.yaml").absolute()
 
 
-def pretrain(*words, cwd, **knobs):
-    return subprocess.run(
-        [BIN / "equi-pretrain", *map(str, words)], cwd=cwd, env=ENVIRONMENT, text=True,
-        capture_output=True, stdin=subprocess.DEVNULL, check=False, **knobs,
-    )  # fmt: skip
+def pretrain(*words, cwd):
+    return forked.run("pretrain", *words, cwd=cwd)
 
 
 def started(*words, cwd):
-    return subprocess.Popen(
-        [BIN / "equi-pretrain", *map(str, words)], cwd=cwd, env=ENVIRONMENT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return forked.stage("pretrain", *words, cwd=cwd)
 
 
-# The stage with something happening at a given step, so that it happens there every time.
-DISTURBED = """
-import os, signal, sys
-from equitools import loop
-from equitools.stages.pretrain import main
-
-step_of, event = int(sys.argv.pop(1)), sys.argv.pop(1)
-set_rates, look = loop.set_rates, loop.look
-
-def disturbed(optimizer, settings, length, warmup, step):
-    if step == step_of:
-        os._exit(9) if event == "crash" else os.kill(os.getpid(), signal.SIGTERM)
-    return set_rates(optimizer, settings, length, warmup, step)
-
-def blind(*given):
-    return look(*given)[0], ["it has collapsed"] if os.environ.get("RANK", "0") == "1" else []
-
-if event == "collapse":
-    loop.look = blind
-else:
-    loop.set_rates = disturbed
-main()
-"""
+def terminate(step_of):
+    """The process is asked to stop when it begins this step."""
+    forked.before_step(step_of, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def disturbed(step, event, *words, cwd, environment=ENVIRONMENT):
-    command = [sys.executable, "-c", DISTURBED, str(step), event, *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def see_a_collapse(rank):
+    """The watch of one rank says that everything has collapsed."""
+    look = loop.look
+    said = ["it has collapsed"] if os.environ.get("RANK", "0") == rank else []
+    loop.look = lambda *given: (look(*given)[0], said)
 
 
 def tensors(folder):
@@ -91,7 +62,7 @@ def assert_same(one, other):
 def wait_for(path, process, seconds=90):
     end = time.time() + seconds
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.said(".err")
         assert time.time() < end, f"{path} did not appear"
         time.sleep(0.02)
 
@@ -162,9 +133,9 @@ def test_sigterm_saves_and_asks_to_be_run_again(unbroken, shards, tmp_path):
     while (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output) == (75, "")
-    assert "run the same command again" in errors
+    done = process.done()
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "run the same command again" in done.stderr
     assert pretrain(*words, cwd=tmp_path).returncode == 0
     assert_same(unbroken[0], tmp_path / "run")
 
@@ -174,8 +145,8 @@ def test_a_run_killed_where_the_prelude_ends_starts_the_run_with_fresh_moments(s
     words += ["steps=4", "checkpoint_every=5", "workers=0"]
     whole = pretrain(*words, "-o", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    process = disturbed(7, "crash", *words, "-o", "broken", cwd=tmp_path)
-    assert process.wait(timeout=60) == 9
+    broken = forked.run("pretrain", *words, "-o", "broken", cwd=tmp_path, prepare=(forked.crash, 7))
+    assert broken.returncode == 9
     again = pretrain(*words, "-o", "broken", cwd=tmp_path)
     assert "resumed at step 5" in again.stderr
     assert_same(tmp_path / "whole", tmp_path / "broken")
@@ -183,29 +154,24 @@ def test_a_run_killed_where_the_prelude_ends_starts_the_run_with_fresh_moments(s
 
 def test_sigterm_in_the_last_step_lets_the_run_finish(unbroken, shards, tmp_path):
     words = [shards, *MINI, "steps=24", "checkpoint_every=1000", "-o", "run"]
-    process = disturbed(23, "terminate", *words, cwd=tmp_path)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    done = forked.run("pretrain", *words, cwd=tmp_path, prepare=(terminate, 23))
+    assert done.returncode == 0, done.stderr
     assert_same(unbroken[0], tmp_path / "run")
 
 
 def test_a_collapse_that_one_of_two_processes_sees_stops_both(shards, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     words = [shards, *MINI, "steps=12", "device=cpu", "workers=0", "on_collapse=stop", "-o", "run"]
     members = [
-        disturbed(0, "collapse", *words, cwd=tmp_path,
-                  environment=ENVIRONMENT | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
+        forked.stage("pretrain", *words, cwd=tmp_path, prepare=(see_a_collapse, "1"),
+                     environment=ENVIRONMENT | place)
+        for place in forked.places()
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=120)[1] for process in members]
+        done = [process.done() for process in members]
     finally:
         for process in members:
             process.kill()
-    assert [process.returncode for process in members] == [4, 4], errors
+    assert [one.returncode for one in done] == [4, 4], done
     assert (tmp_path / "run" / "resume.safetensors").exists()
 
 
@@ -217,13 +183,13 @@ def test_the_watch_reads_what_a_bf16_run_has_made(shards, tmp_path, backbone):
 
 
 def test_two_processes_train_save_and_resume(shards, tmp_path):
-    words = [shards, *MINI, "steps=12", "processes=2", "device=cpu", "workers=0"]
-    whole = pretrain(*words, "-o", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    words = [shards, *MINI, "steps=12", "device=cpu", "workers=0"]
+    forked.together("pretrain", *words, "-o", "whole", cwd=tmp_path)
+    words += ["processes=2"]
     process = started(*words, "checkpoint_every=2", "-o", "broken", cwd=tmp_path)
     wait_for(tmp_path / "broken" / "resume.safetensors", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
+    assert process.wait() == 75
     again = pretrain(*words, "-o", "broken", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumed at step" in again.stderr

@@ -1,13 +1,16 @@
 """equi-probe as a user runs it: a manifest in, scores out, and one clear line when it cannot be."""
 
+import resource
 import shutil
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
-from asking import BIN, ENVIRONMENT, ask, make_chain, write
+from asking import ask, make_chain, write
 from equitools.stages.probe import PROGRAM
+from forked import ENVIRONMENT
 from safetensors.torch import load_file
 
 from equitools import manifest
@@ -162,11 +165,9 @@ def test_files_that_do_not_match_are_refused(chain, tmp_path, name, change, said
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_or_shared_memory_is_one_line_and_leaves_no_manifest(chain, tmp_path, workers):
-    command = f"ulimit -f 8; exec {BIN}/equi-probe knn {chain} workers={workers} -o {tmp_path}/out"
-    found = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, timeout=60,
-        stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+    small = (resource.setrlimit, resource.RLIMIT_FSIZE, (8192, 8192))
+    words = ["knn", chain, f"workers={workers}", "-o", tmp_path / "out"]
+    found = forked.run("probe", *words, prepare=small)
     assert (found.returncode, found.stdout) == (1, "")
     said = [line for line in found.stderr.splitlines() if line.startswith("equi-probe:")]
     assert len(said) == 1

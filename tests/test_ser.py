@@ -3,9 +3,9 @@
 import itertools
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
-import two_processes
 from torch import nn
 from torch.nn import functional as F
 from toys import small, toy_portion, toy_step
@@ -229,7 +229,7 @@ def of_images(step, encoder, images):
 
 def test_two_processes_move_the_encoder_as_one_does():
     """Three images here and two there: loss and gradients are those of all five."""
-    two_processes.run(SHARES)
+    forked.programs(SHARES)
 
 
 @pytest.mark.parametrize("name", ["vit_mini", "resnet_mini"])
