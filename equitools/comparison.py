@@ -1,13 +1,16 @@
 """A paper's table, our number beside each of its numbers.
 
-The table is data (manifests/table/ser-*.yaml): columns that name a score or say what is missing,
-and rows with what the paper prints and the cell that measures it. A result belongs to a row when
-its recipe, every default written back, is the one that the row's cell spells.
+The table is data (manifests/table/ser-*.yaml, clever-*.yaml): columns that name a score or say what
+is missing, and rows with what the paper prints and the cell that measures it. A result belongs to a
+row when its recipe, every default written back, is the one that the row's cell spells.
+A column with `where` reads the documents that say so alone (transfer.data, shard.source); `needs`
+says which folder would provide it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +61,11 @@ def _row(
     own: list[tables.Value | None] = []
     for column in table["columns"]:
         name = score(column, row, scale)
-        values = [found[name] for found in scores if name in found]
+        values = [
+            found[name]
+            for document, found in zip(ours, scores, strict=True)
+            if name in found and said(document, column, scale)
+        ]
         own.append(tables.pool(values) if values else None)
         if name == "parameters":
             own[-1] = trained((row.get("cells") or {}).get("paper"))
@@ -89,6 +96,28 @@ def score(column: dict[str, Any], row: dict[str, Any], scale: str) -> str | None
     return None if named is None else named.format(**row)
 
 
+def said(document: dict[str, Any], column: dict[str, Any], scale: str) -> bool:
+    """Does a document say what the column's `where` asks? True without one.
+
+    where: {dotted key: a number, or a word that the last two names of a path have in them, in any
+    case}, a list of such mappings of which one is enough, or {scale: either of these}.
+    """
+    where = column.get("where") or {}
+    if isinstance(where, dict) and scale in where:
+        where = where[scale]
+    choices = where if isinstance(where, list) else [where]
+    return any(all(_says(document, key, wanted) for key, wanted in one.items()) for one in choices)
+
+
+def _says(document: dict[str, Any], key: str, wanted: Any) -> bool:
+    value: Any = document
+    for word in key.split("."):
+        value = value.get(word) if isinstance(value, dict) else None
+    if isinstance(wanted, str) and value is not None:
+        return wanted.lower() in "/".join(Path(str(value)).parts[-2:]).lower()
+    return value == wanted
+
+
 def _status(
     table: dict[str, Any], row: dict[str, Any], own: list[tables.Value | None], scale: str
 ) -> str:
@@ -96,23 +125,32 @@ def _status(
         return f"{row['missing']} is not built yet"
     if scale not in row["cells"]:
         return f"not run at scale {scale}"
-    asked = [score(column, row, scale) for column in table["columns"]]
+    asked = [(score(column, row, scale), column) for column in table["columns"]]
     scored = [
-        value for name, value in zip(asked, own, strict=True) if name not in (None, "parameters")
+        (value, column.get("needs"))
+        for (name, column), value in zip(asked, own, strict=True)
+        if name not in (None, "parameters")
     ]
-    if all(value is not None for value in scored):
+    lacking = [need for value, need in scored if value is None]
+    if not lacking:
         return "measured"
-    return "in part" if any(scored) else f"no result at scale {scale} yet"
+    if needs := list(dict.fromkeys(need for need in lacking if need)):
+        needed = f"needs {', '.join(needs)}"
+        return f"in part; {needed}" if any(value for value, _ in scored) else needed
+    return "in part" if len(lacking) < len(scored) else f"no result at scale {scale} yet"
 
 
 def _own(table: dict[str, Any], document: dict[str, Any], scale: str) -> dict[str, Any]:
     """A result that is no row of the table."""
-    row = {"method": tables.method(document), "task": "rotation"}
+    row = {"method": tables.method(document), "task": "rotation", "part": "all"}
     found = tables.summary(document.get("scores") or {})
     return {
         "labels": [row.get(key) for key in table["labels"]],
         "paper": [None] * len(table["columns"]),
-        "ours": [found.get(score(column, row, scale) or "") for column in table["columns"]],
+        "ours": [
+            found.get(score(column, row, scale) or "") if said(document, column, scale) else None
+            for column in table["columns"]
+        ],
         "ran": _ran([document]),
         "status": "measured; not a row of the table",
     }
@@ -170,6 +208,7 @@ def spread(table: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[list[
 def notes(table: dict[str, Any], scale: str) -> str:
     """What a reader has to know before comparing, and what is not here yet."""
     data = list(dict.fromkeys(c["missing"] for c in table["columns"] if "missing" in c))
+    needs = list(dict.fromkeys(c["needs"] for c in table["columns"] if "needs" in c))
     lines = [
         "Each cell: paper / ours.",
         f"Ours, scale {scale}: {table['scales'][scale]}.",
@@ -179,6 +218,9 @@ def notes(table: dict[str, Any], scale: str) -> str:
     ]
     if any(column.get("score") == "parameters" for column in table["columns"]):
         lines.append("Param: trained parameters, counted on the paper's own recipe.")
+    lines += table.get("notes", [])
+    if needs:
+        lines.append(f"Data that make is told of, at any scale: {'; '.join(needs)}.")
     if data:
         lines.append(f"Columns that are not measured here yet: {', '.join(data)}.")
     return "".join(f"- {line}\n" for line in lines)

@@ -6,6 +6,7 @@ pixels themselves.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def folder(document: dict[str, Any], wanted: str | None, name: str) -> Path:
     return Path("runs") / name
 
 
+def features_folder(document: dict[str, Any], wanted: str | None, out: Path) -> Path:
+    """Where features are kept (featurecache): `features/` beside the weights, so that every
+    evaluation of them finds it; beside the output where they have no file, or lie in a folder
+    that cannot be written."""
+    weights = Path(wanted) if wanted is not None and _is_path(wanted) else None
+    if wanted is None:
+        weights = manifest.locate(document["files"]["encoder"], "encoder")
+    home = weights if weights is None or weights.is_dir() else weights.parent
+    if home is None or not os.access(home, os.W_OK | os.X_OK):
+        home = out.parent
+    return home / "features"
+
+
+def _is_path(wanted: str) -> bool:
+    return wanted.endswith(".safetensors") or "/" in wanted or Path(wanted).exists()
+
+
 def find(
     document: dict[str, Any], wanted: str | None, *, seed: int = 0, pretrained: bool = False
 ) -> tuple[Any, str]:
@@ -63,7 +81,7 @@ def find(
         return Pixels(), "raw pixels"
     if wanted == "random" or wanted.startswith("random:"):
         return _random(document, wanted.removeprefix("random").removeprefix(":"), seed)
-    if wanted.endswith(".safetensors") or "/" in wanted or Path(wanted).exists():
+    if _is_path(wanted):
         return checkpoint.load_encoder(Path(wanted)), wanted
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from equitools import checkpoint
+from equitools import featurecache
 from equitools.errors import DataError, UsageError
-from equitools.parallel import quiet_worker
-from equitools.preprocess import Pictures, Transform
+from equitools.preprocess import Transform, load
 
 Perturbation = Callable[[Tensor, Sequence[str]], Tensor]
 
@@ -36,7 +34,8 @@ class Table:
     its first `split` channels (None: the encoder does not split). `named`: the data say which
     classes there are; else `classes` is what the labels show. `stream(blocks, seed, epoch)` gives
     new features for batches of row numbers where the protocol augments, else it is None.
-    `progress` is told of training samples as evaluations that train go through them.
+    `progress` is told of training samples as evaluations that train go through them. `read` says,
+    for people, what of it was on disk already.
     """
 
     features: Tensor
@@ -49,6 +48,7 @@ class Table:
     named: bool = True
     stream: Callable[[Iterable[Tensor], int, int], Iterator[Tensor]] | None = None
     progress: Callable[[int], Any] | None = None
+    read: str = ""
 
 
 @dataclass
@@ -122,9 +122,9 @@ def extract(
     """Features of a split (an index with labels, keys, classes, digest and `image(i)`).
 
     layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop.
-    cache: a folder; what was extracted before from the same weights, transform, layers and data is
-    read from there. progress is told how many pictures were done. Raises DataError for a picture
-    that cannot be decoded, naming it.
+    cache: a folder (encoders.features_folder); what was extracted before from the same weights,
+    transform, layers and data is read from there. progress is told how many pictures were done.
+    Raises DataError for a picture that cannot be decoded, naming it.
     """
     freeze(encoder, device)
     rows = subset(len(index), limit)
@@ -138,28 +138,28 @@ def extract(
         split=encoder.split,
         named=bool(index.classes),
     )
-    path = None
-    if cache is not None and perturb is None:
-        stated = [fingerprint(encoder), asdict(transform), layers, index.digest, limit]
-        name = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]
-        path = cache / f"features-{name}.safetensors"
-    if path is not None and path.exists():
-        table.features = checkpoint.load_tensors(path)["features"]
-        return table
-    parts = []
-    batches = pictures(
-        index, rows, transform, device=device, batch_size=batch_size, workers=workers
-    )
-    for pixels, keys in batches:
-        if perturb is not None:
-            pixels = perturb(pixels, keys)
-        parts.append(encode(encoder, transform.normalized(pixels), layers).cpu())
-        if progress is not None:
-            progress(len(pixels))
-    table.features = torch.cat(parts) if parts else torch.empty(0, table.blocks * table.width)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tensors(path, {"features": table.features})
+    if perturb is not None or not index.digest:  # nothing to know them by
+        cache = None
+    asked = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
+    blocks = featurecache.Blocks(cache, asked, len(rows), table.blocks * table.width)
+    if blocks.read:
+        table.read = f"{blocks.read} of {len(rows)} read from {blocks.folder}"
+        if blocks.missing and progress is not None:
+            progress(blocks.read)
+    wanted = [[rows[i] for i in blocks.rows(number)] for number in blocks.missing]
+    batches = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
+    shown = _shown(index, batches, transform, device=device, workers=workers)
+    for number, part in zip(blocks.missing, wanted, strict=True):
+        found: list[Tensor] = []
+        while sum(map(len, found)) < len(part):
+            pixels, keys = next(shown)
+            if perturb is not None:
+                pixels = perturb(pixels, keys)
+            found.append(encode(encoder, transform.normalized(pixels), layers).cpu())
+            if progress is not None:
+                progress(len(pixels))
+        blocks.keep(number, torch.cat(found))
+    table.features = blocks.features
     return table
 
 
@@ -173,14 +173,15 @@ def pictures(
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Batches of the pictures at some positions of a split, uint8 b 3 size size, and their keys."""
-    loader = DataLoader(
-        Pictures(index, transform), batch_size=batch_size, sampler=rows, num_workers=workers,
-        collate_fn=_collate, worker_init_fn=quiet_worker,
-        pin_memory=torch.device(device).type == "cuda",
-    )  # fmt: skip
-    for start, pixels in zip(range(0, len(rows), batch_size), _checked(loader), strict=True):
-        keys = [index.keys[i] for i in rows[start : start + batch_size]]
-        yield pixels.to(device, non_blocking=True), keys
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return _shown(index, batches, transform, device=device, workers=workers)
+
+
+def _shown(
+    index: Any, batches: Sequence[Sequence[int]], transform: Transform, **knobs: Any
+) -> Iterator[tuple[Tensor, list[str]]]:
+    for batch, pixels in zip(batches, load(index, batches, transform, **knobs), strict=True):
+        yield pixels, [index.keys[i] for i in batch]
 
 
 def freeze(encoder: Any, device: str | torch.device) -> None:
@@ -190,6 +191,11 @@ def freeze(encoder: Any, device: str | torch.device) -> None:
 
 @torch.no_grad()
 def encode(encoder: Any, image: Tensor, layers: str) -> Tensor:
+    """Features b d of normalized pictures, fp32, without a gradient."""
+    return vectors(encoder, image, layers)
+
+
+def vectors(encoder: Any, image: Tensor, layers: str) -> Tensor:
     """Features b d of normalized pictures, fp32."""
     if layers == "last":
         return encoder(image).pooled.float()
@@ -238,10 +244,22 @@ def require_labels(table: Table, split: str) -> None:
         raise DataError(f"the {split} split has no samples")
     wrong = ((table.labels < 0) | (table.labels >= table.classes)).nonzero().flatten()
     if len(wrong):
-        key = table.keys[int(wrong[0])]
+        first = int(wrong[0])
         raise DataError(
-            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label"
-            f" below {table.classes} (the first is '{key}'); only `embed` works without labels"
+            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label from 0"
+            f" to {table.classes - 1} (the first is '{table.keys[first]}', with"
+            f" {int(table.labels[first])}); only equi-probe embed works without labels"
+        )
+
+
+def same_classes(train: Any, val: Any) -> None:
+    """DataError when two splits (indices with `classes`) do not have the same classes."""
+    ours, theirs = train.classes, val.classes
+    if ours and theirs and list(ours) != list(theirs):
+        odd = sorted(set(ours) ^ set(theirs))[:3] or ["their order"]
+        raise DataError(
+            f"the train split has {len(ours)} classes and the val split {len(theirs)}, and they"
+            f" differ ({', '.join(map(str, odd))}); both need the same list"
         )
 
 
@@ -274,24 +292,8 @@ def stream(
 
     def features(blocks: Iterable[Tensor], seed: int, epoch: int) -> Iterator[Tensor]:
         batches = [[rows[i] for i in block.tolist()] for block in blocks]
-        pictures = Pictures(index, transform, (seed, epoch) if augment else None)
-        loader = DataLoader(
-            pictures, batch_sampler=batches, num_workers=workers, collate_fn=_collate,
-            worker_init_fn=quiet_worker,
-        )  # fmt: skip
-        for pixels in _checked(loader):
-            yield encode(encoder, transform.normalized(pixels.to(device)), layers)
+        drawn = (seed, epoch) if augment else None
+        for pixels in load(index, batches, transform, drawn, device=device, workers=workers):
+            yield encode(encoder, transform.normalized(pixels), layers)
 
     return features
-
-
-def _collate(items: list[Any]) -> Any:
-    """Stack pictures, or hand on the first error among them."""
-    return next((item for item in items if isinstance(item, Exception)), None) or torch.stack(items)
-
-
-def _checked(loader: Iterable[Any]) -> Iterator[Tensor]:
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch

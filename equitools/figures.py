@@ -85,7 +85,10 @@ def curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> Path:
         ):
             for curve, points in found.get(panel, {}).items():
                 label = curve if len(drawn) == 1 else f"{run} {curve}"
-                axis.plot(*zip(*points, strict=True), style, linewidth=1.2, label=label)
+                marker = "." if len(points) == 1 else ""
+                axis.plot(
+                    *zip(*points, strict=True), style, linewidth=1.2, marker=marker, label=label
+                )
         axis.set(title=panel, xlabel="epoch", yscale="log" if panel in LOGARITHMIC else "linear")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -103,6 +106,29 @@ def _save(pyplot: Any, figure: Any, path: Path) -> Path:
     finally:
         pyplot.close(figure)
     return path
+
+
+def lines(
+    panels: dict[str, dict[str, list[tuple[Any, float, float | None]]]], path: Path, measure: str
+) -> Path:
+    """Draw {panel: {run: [(x, mean, sd or None)]}} side by side, over numbers or over names."""
+    pyplot = _pyplot()
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(5.6 * columns, 3.6 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, (title, runs) in zip(axes.flat, panels.items(), strict=False):
+        for name, points in runs.items():
+            x, mean, sd = zip(*points, strict=True)
+            spread = [value or 0.0 for value in sd]
+            axis.errorbar(x, mean, spread, marker="o", markersize=3, linewidth=1.2, label=name)
+        axis.set(title=title, ylabel=measure)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    return _save(pyplot, figure, path)
 
 
 # --- Points ----------------------------------------------------------------------------------
@@ -161,3 +187,9 @@ def contact_sheet(
         for axis in line[len(cells) :]:
             axis.axis("off")
     return _save(pyplot, figure, path)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Numbers h w in [0, 1] as colors h w 3 from dark to bright."""
+    pyplot = _pyplot()
+    return pyplot.get_cmap("inferno")(values.clip(0, 1))[..., :3]

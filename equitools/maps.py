@@ -7,6 +7,7 @@ get_intermediate_layers does (Caron et al., 2021); a CNN's is what a stage gives
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,21 @@ COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewe
 
 
 @dataclass
+class Vectors:
+    """One vector for a picture: `of` takes pictures b 3 h w to b (blocks · width), fp32. layers,
+    blocks, width and split are those of a features.Table. normalized prepares pictures for copy(),
+    which is the encoder once more, for those who train it."""
+
+    of: Callable[[Tensor], Tensor]
+    layers: str
+    blocks: int
+    width: int
+    split: int | None
+    normalized: Callable[[Tensor], Tensor] | None = None
+    copy: Callable[[], Any] | None = None
+
+
+@dataclass
 class Source:
     """Pictures of the splits, and maps of any pictures.
 
@@ -28,7 +44,7 @@ class Source:
     maps: of the encoder at `layers`; untrained() gives those of the same network with random
     weights. cell: the side in pixels of which pictures of other shapes are multiples. other_shapes:
     why they cannot be had, or None. seed: of what is drawn for each picture. batch_size: where an
-    evaluation has none of its own.
+    evaluation has none of its own. vectors(layers): what a probe would read, `auto` as it would.
     """
 
     pictures: Callable[[str, int | None, int], Iterator[tuple[Tensor, list[str]]]]
@@ -39,6 +55,7 @@ class Source:
     other_shapes: str | None = None
     seed: int = 0
     batch_size: int = 256
+    vectors: Callable[[str], Vectors] | None = None
 
 
 def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
@@ -140,8 +157,17 @@ def source(
         features.freeze(other, device)
         return maps_of(other, transform, layers, norm=norm)
 
+    def vectors(wanted: str) -> Vectors:
+        chosen = features.choose_layers(encoder, wanted, "cls4")
+        blocks = 1 if chosen == "last" else int(chosen.removeprefix("cls"))
+        return Vectors(
+            lambda image: features.encode(encoder, transform.normalized(image), chosen),
+            chosen, blocks, encoder.dim, encoder.split, transform.normalized,
+            lambda: deepcopy(encoder),
+        )  # fmt: skip
+
     refused = refuses_other_shapes(maps, transform.size, side, device)
-    return Source(pictures, maps, random_maps, layers, side, refused, seed, batch_size)
+    return Source(pictures, maps, random_maps, layers, side, refused, seed, batch_size, vectors)
 
 
 def fewest(*limits: int | None) -> int | None:

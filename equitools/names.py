@@ -83,6 +83,27 @@ def knobs(thing: Callable[..., Any], given: dict[str, Any], where: str) -> dict[
     return filled | {key: value for key, value in given.items() if key not in known}
 
 
+def together(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    """One signature with the keyword-only parameters of all: the schema of a mapping with both."""
+
+    def both() -> None: ...
+
+    found = []
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        for name in own_knobs(function):
+            found.append(inspect.signature(function).parameters[name])
+            both.__annotations__[name] = hints[name]
+    both.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
+    return both
+
+
+def own_knobs(thing: Callable[..., Any]) -> list[str]:
+    """The names of a function's keyword-only parameters."""
+    parameters = inspect.signature(thing).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
 def _schema(thing: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Keyword-only parameters: {name: (default, annotation)}."""
     parameters = inspect.signature(thing).parameters.values()

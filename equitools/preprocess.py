@@ -13,6 +13,7 @@ RandomResizedCrop (bilinear) and a flip, torchvision's defaults, with parameters
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -28,6 +29,7 @@ from torchvision.transforms.v2 import functional as F
 from equitools import images
 from equitools.augment import normalize
 from equitools.errors import DataError, UsageError
+from equitools.parallel import quiet_worker
 
 FILTERS = {
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
@@ -172,6 +174,34 @@ class Pictures(Dataset):
         if self.augment is None:
             return self.transform.pixels(data)
         return self.transform.crop(data, keyed(*self.augment, self.index.keys[i]))
+
+
+def load(
+    index: Any,
+    batches: Iterable[Sequence[int]],
+    transform: Transform,
+    augment: tuple[int, int] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> Iterator[Tensor]:
+    """The pictures of each batch of positions of a split, uint8 b 3 size size, on the device;
+    DataError naming a picture that cannot be read."""
+    loader: DataLoader = DataLoader(
+        Pictures(index, transform, augment), batch_sampler=map(list, batches),
+        num_workers=workers,
+        collate_fn=_collate, worker_init_fn=quiet_worker,
+        pin_memory=torch.device(device).type == "cuda",
+    )  # fmt: skip
+    for pixels in loader:
+        if isinstance(pixels, Exception):
+            raise pixels
+        yield pixels.to(device, non_blocking=True)
+
+
+def _collate(items: list[Any]) -> Any:
+    """Stack pictures, or hand on the first error among them."""
+    return next((item for item in items if isinstance(item, Exception)), None) or torch.stack(items)
 
 
 def keyed(*parts: Any) -> int:

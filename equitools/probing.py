@@ -116,6 +116,19 @@ def right(best: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(counts).double().cpu()
 
 
+def percents(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Percent right of logits n c: top1, top5 with five classes or more, and macro, the mean over
+    the classes that have samples of their own top-1."""
+    labels = labels.to(logits.device).long()
+    ranked = logits.topk(5 if logits.shape[1] >= 5 else 1).indices == labels[:, None]
+    first = ranked[:, 0].double()
+    by_class = torch.stack([first[labels == label].mean() for label in labels.unique()])
+    scores = {"top1": float(first.mean()), "macro": float(by_class.mean())}
+    if logits.shape[1] >= 5:
+        scores["top5"] = float(ranked.any(1).double().mean())
+    return {key: 100 * value for key, value in scores.items()}
+
+
 @dataclass
 class _Found:
     """What one seed says about one part: percents, the chosen base rate, the head's tensors, and

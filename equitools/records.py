@@ -41,7 +41,8 @@ class Features:
     """What an encoder says about one view.
 
     pooled  b d, what downstream tasks get; `split` is the width of its invariant part, or None
-    maps    {block: b d h w}, cls {block: b d} and attention b heads n n: only when asked for
+    maps    {block: b d h w}, cls {block: b d}, attention b heads n n, and keys b d h w (of the last
+            block's patches, or a CNN's last map): only when asked for
     """
 
     pooled: Tensor
@@ -49,6 +50,7 @@ class Features:
     maps: dict[int, Tensor] = field(default_factory=dict)
     cls: dict[int, Tensor] = field(default_factory=dict)
     attention: Tensor | None = None
+    keys: Tensor | None = None
     rows: Tensor | None = None
 
     @property

@@ -63,15 +63,18 @@ def render(seed: int, split: str, number: int, size: int = 64) -> tuple[bytes, d
     return encode_png(pixels), facts
 
 
-def draw(seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Pixels (size, size, 3) uint8 and the facts that made them.
+def draw(
+    seed: int, split: str, number: int, size: int, **moved: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Pixels (size, size, 3) uint8 and the facts that made them; `moved` are facts that are given
+    instead of drawn (center, angle, …), all else being the same.
 
     Facts: label and shape, texture, hue (degrees), angle (degrees, counter-clockwise as seen),
     center (x, y) and radius in pixels, horizon (share of the height), light (-1 left … 1 right),
     box [x, y, w, h] in pixels, mask (run lengths, see `unpack_mask`).
     """
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS[split], number]))
-    facts = _choose(rng, number, size)
+    facts = _choose(rng, number, size) | moved
     mask = _silhouette(facts, size)
     picture = _ground_and_sky(rng, facts, size)
     picture = _cast_shadow(picture, mask, facts)

@@ -17,7 +17,7 @@ from equitools import sources
 from equitools.errors import DataError, UsageError
 from equitools.sources import Sample, Source, rank
 
-SOURCES = "a folder, digits, scenes, torchvision:NAME, or tars"
+SOURCES = "a folder, digits, scenes, cub200, torchvision:NAME, or tars"
 EMBEDDED = {"in100": Path(__file__).parent / "data" / "imagenet100.txt"}
 
 
@@ -38,6 +38,10 @@ def open_source(settings: dict[str, Any], wanted: list[str] | None) -> Source:
     if name == "scenes":
         counts = settings["train_samples"], settings["val_samples"]
         return sources.drawn_scenes(settings["size"], *counts, settings["seed"])
+    if name == "cub200":
+        from equitools.cub import cub200
+
+        return cub200(settings["root"])
     if name.startswith("torchvision:"):
         from equitools.torchvision_sets import torchvision_set
 

@@ -179,8 +179,9 @@ def described(document: dict[str, Any]) -> dict[str, str]:
 
 def encoder(document: dict[str, Any]) -> str | None:
     """Which encoder was asked when it is not the one that the recipe trained: pixels, random…"""
-    asked = [(document.get(stage) or {}).get("encoder") for stage in ("perturb", "probe")]
-    return asked[0] or asked[1]
+    stages = ("transfer", "perturb", "probe")
+    asked = [(document.get(stage) or {}).get("encoder") for stage in stages]
+    return next(filter(None, asked), None)
 
 
 def method(document: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from equitools import files, images
-from equitools.errors import DataError, UsageError
+from equitools.errors import DataError, EquiError, UsageError
 from equitools.sources import SUFFIXES, Sample, Source, suffix
 
 # The published transfer protocols train on these splits; elsewhere on "train".
@@ -83,6 +83,9 @@ def _open(maker: Any, name: str, arguments: dict[str, Any]) -> Any:
         raise UsageError(f"torchvision:{name}: {_line(error)}") from error
     except (RuntimeError, OSError) as error:
         raise DataError(f"torchvision:{name}: {_line(error)} (download=true fetches it)") from error
+    except ImportError as error:  # Flowers-102 keeps its labels in MATLAB files
+        package = error.name or "scipy"
+        raise EquiError(f"torchvision:{name} needs {package}: pip install {package}") from error
 
 
 def _open_val(maker: Any, name: str, arguments: dict[str, Any]) -> Any:
@@ -113,7 +116,12 @@ def _samples(dataset: Any, classes: list[str] | None) -> list[Sample]:
     root = os.path.commonpath([Path(path).parent for path, _ in pairs])
     samples = []
     for path, label in pairs:
-        facts = Path(path).stat()
+        if classes is not None and not 0 <= label < len(classes):
+            raise DataError(f"{path} has label {label}; there are {len(classes)} classes, from 0")
+        try:
+            facts = Path(path).stat()
+        except OSError as error:
+            raise DataError(f"the set lists an image that is not there: {path}") from error
         name = Path(path).relative_to(root).as_posix()
         samples.append(Sample(name, label, path, None, facts.st_size, facts.st_mtime_ns))
     return sorted(samples, key=lambda one: one.file)
@@ -133,11 +141,13 @@ def _files(dataset: Any) -> list[tuple[str, int]] | None:
     except (TypeError, ValueError):
         return None
     known = all(suffix(path) in SUFFIXES for path, _ in found)
-    return found if known and found and Path(found[0][0]).is_file() else None
+    return found if known and found and any(Path(path).is_file() for path, _ in found) else None
 
 
 def _made(dataset: Any, i: int, classes: list[str] | None) -> Sample:
     label = _label(dataset, i)
+    if classes is not None and label >= len(classes):
+        raise DataError(f"image {i} has label {label}; there are {len(classes)} classes, from 0")
     folder = f"{label:04d}/" if label >= 0 else ""
     return Sample(f"{folder}{i:07d}.png", label, make=partial(_encode, dataset, i))
 

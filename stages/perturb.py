@@ -35,17 +35,19 @@ def settings_of(
 ) -> None:
     """The knobs of `perturb`; the signature is the schema.
 
-    tests: {grid: {...}, equivariance: {...}} with each one's own knobs. draws: passes with other
+    tests: {grid: {...}, sensitivity: {...}} with each one's own knobs. draws: passes with other
     random parameters; seed: of them. k: neighbors, where there is no head. limit: so many samples
     of a split at most. Of equivariance and layers alone: layers, blocks or stages from 1, -1 is the
-    last (null: all, or the first and each quarter); norm: a ViT's final norm on every block;
-    encoder, encoder_seed, pretrained, size, crop_pct, interpolation as equi-probe has them, by
-    default those of the probe or of the document.
+    last (null: all, or the first and each quarter); norm: a ViT's final norm on every block. Of
+    these and sensitivity: encoder, encoder_seed, pretrained, size, crop_pct, interpolation as
+    equi-probe has them, by default those of the probe or of the document.
     """
 
 
 # Settings that only the tests without a probe have.
 UNJUDGED = ("layers", "encoder", "size", "crop_pct", "interpolation")
+TRAINED = {"layers", "sensitivity"}  # tests that train a classifier of their own
+ASKED = ("images", "test_pairs", "test_pictures")  # knobs that limit the test pictures
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +77,10 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
 
 def columns(settings: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(test, column, what is done) of every column of the tests that a probe judges."""
-    from equitools.evals import perturbed
+    from equitools.evals import DIAGNOSES, perturbed
 
     if not settings["tests"]:
-        names = "grid, rotation, elastic, equivariance, layers"
+        names = ", ".join([*perturbed.TESTS, *DIAGNOSES])
         raise UsageError(f"no perturbation is asked for; name one: {names}")
     return [
         (test, name, column)
@@ -103,7 +105,7 @@ def run(request: Request) -> dict[str, Any] | None:
     diagnoses = [name for name in settings["tests"] if name in DIAGNOSES]
     index = shards.open_split(document, "val")
     splits = {"val": index}
-    if "layers" in diagnoses:
+    if TRAINED & set(diagnoses):
         splits["train"] = apart(shards.open_split(document, "train"), index)
     encoder, label = encoders.find(
         document, probe["encoder"], seed=probe["encoder_seed"], pretrained=probe["pretrained"]
@@ -127,8 +129,9 @@ def run(request: Request) -> dict[str, Any] | None:
     scores: dict[str, float] = {}
     facts: dict[str, Any] = {"encoder": label, "weights": weights, "data": digests}
     if tests:
-        judge = find_judge(document, encoder, probe, settings, out)
-        scores |= measure(encoder, index, judge, tests, probe, settings)
+        kept = encoders.features_folder(document, probe["encoder"], out)
+        judge = find_judge(document, encoder, probe, settings, kept)
+        scores |= measure(encoder, index, judge, tests, probe, settings, kept)
         facts |= perturbed.facts(encoder, tests, probe)
         facts |= {
             "judge": f"{perturbed.judge_of(document, settings['k'])} of clean pictures,"
@@ -164,8 +167,8 @@ def apart(train: Any, val: Any) -> Any:
     """The train split; DataError where it is the val split once more."""
     if train.digest == val.digest:
         raise DataError(
-            "the train and the val split are the same shards; layers would be judged on pictures"
-            " that it has learned"
+            "the train and the val split are the same shards; a classifier would be judged on"
+            " pictures that it has learned"
         )
     return train
 
@@ -183,9 +186,9 @@ def diagnose(
     layers = maps.choose(encoder, settings["layers"] or default)
     shape = {key: probe[key] for key in ("size", "crop_pct", "interpolation")}
     transform = preprocess.evaluation_transform(encoder, **shape)
-    limits = {"val": knobs.get("images") or knobs.get("test_pairs")}
-    if name == "layers":
-        limits["train"] = knobs["train_pairs"]
+    limits = {"val": maps.fewest(*(knobs.get(what) for what in ASKED))}
+    if name in TRAINED:
+        limits["train"] = maps.fewest(knobs.get("train_pairs"), knobs.get("train_pictures"))
     total = sum(
         len(features.subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
         for split, limit in limits.items()
@@ -200,17 +203,16 @@ def diagnose(
         evaluation: Any = DIAGNOSES[name]
         outcome = evaluation(source, **knobs)
     normed = "its final norm on every block" if settings["norm"] else "as the block leaves them"
-    outcome.facts |= {
-        "transform": transform.describe(),
-        "layers": layers,
-        "maps": f"patch tokens, {normed}" if encoder.is_vit else "maps of the stages",
-    }
+    outcome.facts["transform"] = transform.describe()
+    if name != "sensitivity":
+        what = f"patch tokens, {normed}" if encoder.is_vit else "maps of the stages"
+        outcome.facts |= {"layers": layers, "maps": what}
     return outcome
 
 
 def find_judge(
     document: dict[str, Any], encoder: Any, probe: dict[str, Any], settings: dict[str, Any],
-    out: Path,
+    kept: Path,
 ) -> Any:  # fmt: skip
     """A function from a table of test features to {part/metric: percent}."""
     from equitools import checkpoint, features, preprocess, shards
@@ -225,9 +227,11 @@ def find_judge(
         train = features.extract(
             encoder, index, transform=preprocess.evaluation_transform(encoder, **shape),
             layers=probe["layers"], device=settings["device"], workers=settings["workers"],
-            batch_size=settings["extract_batch_size"], limit=probe["limit"], cache=out,
+            batch_size=settings["extract_batch_size"], limit=probe["limit"], cache=kept,
             progress=bar.advance,
         )  # fmt: skip
+    if train.read:
+        frame.said.info("features of train: %s", train.read)
     features.require_labels(train, "train")
 
     def neighbors(table: Any) -> dict[str, float]:
@@ -240,7 +244,7 @@ def find_judge(
 
 def measure(
     encoder: Any, index: Any, judge: Any, tests: list[tuple[str, str, Any]],
-    probe: dict[str, Any], settings: dict[str, Any],
+    probe: dict[str, Any], settings: dict[str, Any], kept: Path,
 ) -> dict[str, float]:  # fmt: skip
     """Every score: `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws."""
     from equitools import features, preprocess
@@ -261,7 +265,7 @@ def measure(
                     encoder, index, transform=transform, layers=probe["layers"],
                     device=settings["device"], batch_size=settings["extract_batch_size"],
                     workers=settings["workers"], limit=settings["limit"], progress=bar.advance,
-                    perturb=perturbed.perturbation(
+                    cache=kept, perturb=perturbed.perturbation(
                         column, transform.size, settings["seed"], draw
                     ),
                 )  # fmt: skip
@@ -282,11 +286,11 @@ PROGRAM = Program(
     encoder's maps of them.
 
     grid is the Orig / CJ / CJ+Flip / CJ+Ro / CJ+Ro(180) / CJ+Ro+ET comparison; rotation and elastic
-    sweep the strength of one change. equivariance scores how each layer's map moves with turned,
-    flipped and scaled pictures, its controls beside it; layers asks a classifier how pictures were
-    turned or flipped: these two need no probe, and take encoder= as equi-probe does. Every
-    picture's change depends on its key and the seed alone, so that all encoders see the same
-    pictures.
+    sweep the strength of one change; invariance is rotation alone and curves over angle and alpha.
+    equivariance scores how each layer's map moves with turned, flipped and scaled pictures, its
+    controls beside it; layers asks a classifier how pairs were turned or flipped, sensitivity a
+    linear one how single pictures were turned: these need no probe, and take encoder= as equi-probe
+    does. A change depends on the picture's key and the seed alone: all encoders see the same.
     """,
 )
 main = frame.command(PROGRAM)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from equitools import frame, manifest
-from equitools.errors import DataError, UsageError
+from equitools.errors import UsageError
 from equitools.frame import Program, Request
 
 # What may change without changing the scores.
@@ -57,7 +55,7 @@ def run(request: Request) -> dict[str, Any] | None:
     from equitools import encoders, evals, features, names, preprocess, shards
 
     splits = {split: shards.open_split(request.document, split) for split in SPLITS}
-    check_classes(splits)
+    features.same_classes(*splits.values())
     encoder, label = encoders.find(
         request.document, settings["encoder"], seed=settings["encoder_seed"],
         pretrained=settings["pretrained"],
@@ -84,11 +82,12 @@ def run(request: Request) -> dict[str, Any] | None:
         return done
     request.choose_out(out)
     frame.lock(out)
-    train, test = extract(encoder, splits, transform, settings, out)
+    kept = encoders.features_folder(request.document, settings["encoder"], out)
+    train, test = extract(encoder, splits, transform, settings, kept)
     if not settings["cached"]:
         train.stream = augmented(encoder, splits["train"], transform, settings)
     evaluation = names.pick(evals, settings["eval"], "evaluation")
-    knobs = {key: settings[key] for key in own_knobs(evaluation)}
+    knobs = {key: settings[key] for key in names.own_knobs(evaluation)}
     with training(train, knobs) as train.progress:
         outcome = evaluation(train, test, settings["parts"], settings["split"], **knobs)
     facts = {
@@ -113,7 +112,7 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     from equitools import evals, names
 
     evaluation = names.pick(evals, given.get("eval", "knn"), "evaluation")
-    settings = names.knobs(together(common_settings, evaluation), given, "probe")
+    settings = names.knobs(names.together(common_settings, evaluation), given, "probe")
     if not settings["cached"] and "epochs" not in settings:
         name = settings["eval"]
         raise UsageError(f"probe.cached=false is for evaluations that train; {name} does not")
@@ -122,43 +121,10 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def together(*functions: Any) -> Any:
-    """One signature with the keyword-only parameters of all: the schema of a mapping with both."""
-
-    def probe() -> None: ...
-
-    found = []
-    for function in functions:
-        hints = typing.get_type_hints(function)
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                found.append(parameter)
-                probe.__annotations__[parameter.name] = hints[parameter.name]
-    probe.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
-    return probe
-
-
-def own_knobs(evaluation: Any) -> list[str]:
-    """The names of an evaluation's keyword-only parameters."""
-    parameters = inspect.signature(evaluation).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def check_classes(splits: dict[str, Any]) -> None:
-    """DataError when the two splits do not have the same classes."""
-    train, val = (splits[split].classes for split in SPLITS)
-    if train and val and list(train) != list(val):
-        odd = sorted(set(train) ^ set(val))[:3] or ["their order"]
-        raise DataError(
-            f"the train split has {len(train)} classes and the val split {len(val)}, and they"
-            f" differ ({', '.join(map(str, odd))}); probing needs the same list"
-        )
-
-
 def extract(
-    encoder: Any, splits: dict[str, Any], transform: Any, settings: dict[str, Any], out: Path
+    encoder: Any, splits: dict[str, Any], transform: Any, settings: dict[str, Any], kept: Path
 ) -> list[Any]:
-    """The tables of both splits, from the cache in the folder where they are there."""
+    """The tables of both splits; what `kept` has of them is read, what it lacks goes there."""
     from equitools import features
 
     tables = []
@@ -168,9 +134,11 @@ def extract(
             table = features.extract(
                 encoder, index, transform=transform, layers=settings["layers"],
                 device=settings["device"], batch_size=settings["extract_batch_size"],
-                workers=settings["workers"], limit=settings["limit"], cache=out,
+                workers=settings["workers"], limit=settings["limit"], cache=kept,
                 progress=bar.advance,
             )  # fmt: skip
+        if table.read:
+            frame.said.info("features of %s: %s", split, table.read)
         if settings["eval"] != "embed":
             features.require_labels(table, split)
             table.features = table.features.to(settings["device"])
@@ -254,7 +222,8 @@ PROGRAM = Program(
     Weighted nearest neighbors (knn), a linear head with many learning rates in one pass (linear),
     a three-layer one (mlp), or the features themselves for other tools (embed). The encoder is
     that of the manifest, or encoder=PATH, a timm name, random (the recipe's backbone without
-    training) or pixels.
+    training) or pixels. Features are kept in features/ beside the encoder's weights (else beside
+    the output), so that no evaluation computes them twice; that folder may be deleted.
     """,
 )
 main = frame.command(PROGRAM)

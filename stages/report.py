@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import cells, frame, lineage, manifest, names, papers, runs, tables
+from equitools import cells, frame, lineage, manifest, names, papers, reports, runs, tables
 from equitools.errors import DataError, UsageError
 from equitools.frame import Program, Request
 
 Format = Literal["md", "csv", "latex"]
 SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
-PICTURES = ("curves", "views")
+PICTURES = ("curves", "views", "sheet", "page")
 
 HELP = """Tables, figures and answers from manifests, read from files, run folders or stdin.
 
@@ -26,12 +27,19 @@ table     scores: scores=probe/*/top1,… chooses, format=md|csv|latex
 table1    magnitudes of heads and representations while a run trains (CLeVER, Table 1); also of a
           folder whose run is not finished
 table2    the paper's Table 2 with our numbers beside it: scale=mini|small|paper
-compare   a paper's table from the stream (manifests/table/ser-*.yaml), our number beside each of
-          its numbers: scale=mini|paper
+compare   a paper's table from the stream (manifests/table/clever-*.yaml, ser-*.yaml), our number
+          beside each of its numbers: scale=mini|paper
 curves    losses, rates and the collapse watch over epochs, as a picture
 views     the views that a recipe makes of some pictures, with their parameters
 tsne      classes in the features that equi-probe embed wrote: silhouette, neighbors' purity and
           Davies-Bouldin index of each document, and a picture: classes=20 limit=1000 split=val
+attention what the heads of the last block of each ViT look at, as a picture and in numbers:
+          images=2 folder=DIR changes=original,rotated,jittered angle=90 heads=each|mean
+robustness  accuracy over the columns of the grid, over angle and over strength: part=all
+sweep     a score over knobs that runs differ in: keys=backbone.split,… score=…
+sheet     pictures of the same name from several folders, side by side: folders=a,b images=4
+page      one HTML page without a server: include=table.md,figure.png, and scores, curves,
+          robustness and attention of the documents
 why       from a score back to the shards: equi-report why probe/linear/all/mean/top1 m.yaml
 verify    digests of all files that the documents name
 diff      where two documents differ
@@ -153,11 +161,11 @@ def curves(request: Request, *, metrics: list[str] = []) -> str:  # noqa: B006
     return f"{figures.curves(found, where / 'curves.png')}\n"
 
 
-def _home(request: Request, metrics: list[str], file: str = "metrics") -> Path:
-    """The folder of the first run's metrics, or of another file of it."""
+def _home(request: Request, metrics: list[str]) -> Path:
+    """The folder of the first run's metrics."""
     if metrics and not request.documents:
         return Path(metrics[0]).parent
-    return Path(_documents(request)[0]["files"][file]["path"]).parent
+    return Path(_documents(request)[0]["files"]["metrics"]["path"]).parent
 
 
 def views(
@@ -176,37 +184,16 @@ def views(
     return f"{figures.contact_sheet(sheet, where / 'views.png')}\n"
 
 
-def tsne(
-    request: Request,
-    *,
-    split: str = "val",
-    classes: int = 20,
-    limit: int = 1000,
-    perplexity: float = 30.0,
-    components: int = 50,
-    seed: int = 0,
-    format: Format = "md",
-) -> str:
-    """Draw DIR/tsne.png of the embeddings of the documents, and measure them in feature space.
+def drawn(answer: Callable[..., str], needed: bool = True) -> Callable[..., str]:
+    """A figure of equitools.reports as a verb, its knobs the same; `needed`: without documents it
+    is refused."""
 
-    split: train or val. classes: so many at random; limit: points in all; seed: of both and of
-    t-SNE. perplexity, components: of t-SNE and of the principal components before it.
-    """
-    from equitools import figures
-    from equitools.evals.embed import read
-    from equitools.evals.tsne import NAMES, look
+    @functools.wraps(answer)
+    def verb(request: Request, **knobs: Any) -> str:
+        documents = _documents(request) if needed else request.documents
+        return answer(documents, lambda home: request.choose_out(request.out or home), **knobs)
 
-    panels, rows = [], []
-    for document in _documents(request):
-        name, found = tables.method(document), (*read(document, split), classes, limit, seed)
-        cloud = look(*found, perplexity=perplexity, components=components)
-        panels.append((name, cloud.plane, cloud.labels.numpy()))
-        scores = [f"{cloud.scores[key]:.3f}" for key in NAMES]
-        rows.append([name, len(cloud.labels.unique()), *cloud.features.shape, *scores])
-    where = request.choose_out(request.out or _home(request, [], "embeddings"))
-    drawn = figures.scatter(panels, where / "tsne.png")
-    text = tables.render(["method", "classes", "points", "dims", *NAMES], rows, format)
-    return f"{text}\n{drawn}\n" if format == "md" else text
+    return verb
 
 
 def _layers(request: Request) -> dict[str, Any]:
@@ -244,7 +231,10 @@ def diff(request: Request) -> str:
 
 VERBS: dict[str, Callable[..., str]] = {
     "table": table, "table1": table1, "table2": table2, "compare": compare, "curves": curves,
-    "views": views, "tsne": tsne, "why": why, "verify": verify, "diff": diff,
+    "views": views, "tsne": drawn(reports.tsne), "attention": drawn(reports.attention),
+    "robustness": drawn(reports.robustness), "sweep": drawn(reports.sweep),
+    "sheet": drawn(reports.sheet, needed=False), "page": drawn(reports.page, needed=False),
+    "why": why, "verify": verify, "diff": diff,
 }  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equitools import files, frame, manifest, names
-from equitools.errors import DataError, UsageError
+from equitools import files, frame, manifest, sharding
+from equitools.errors import DataError
 from equitools.frame import Program, Request
 
 if TYPE_CHECKING:
@@ -19,78 +18,11 @@ PARTIAL = ".partial"  # unfinished shards lie here, below the output folder
 SHOWN = 10  # names of each kind of finding on stderr; report.tsv has them all
 
 
-def knobs(
-    *,
-    source: str | None = None,
-    train_split: str | None = None,
-    val_split: str | None = None,
-    classes: str | int | list | None = None,
-    list: str | None = None,
-    fraction: float = 1.0,
-    holdout: float = 0.0,
-    seed: int = 0,
-    size: int | None = None,
-    train_samples: int | None = None,
-    val_samples: int | None = None,
-    root: str | None = None,
-    download: bool = False,
-    args: dict | None = None,
-    samples_per_shard: int = 3000,
-    megabytes_per_shard: int = 500,
-    verify: bool = True,
-    min_side: int = 8,
-    crop: int = 224,
-    workers: int | None = None,
-) -> None:
-    """The keys of `shard` and their defaults; `--help` says what they mean."""
-
-
-# What does not change a byte of the shards.
-NOT_IDENTITY = ("workers", "download")
-MADE = {
-    "digits": {"size": 32},
-    "scenes": {"size": 64, "train_samples": 1500, "val_samples": 400},
-}
-
-
-def settle(given: dict[str, Any]) -> dict[str, Any]:
-    """Every key with its value; paths absolute. Raises UsageError for what cannot be."""
-    from equitools import selection
-
-    settings = names.knobs(knobs, given, "shard")
-    source = settings["source"]
-    if not source:
-        raise UsageError(f"equi-shard needs a source: {selection.SOURCES}")
-    for key in ("samples_per_shard", "megabytes_per_shard"):
-        if settings[key] < 1:
-            raise UsageError(f"shard.{key}={settings[key]}; it must be at least 1")
-    defaults = MADE.get(source, {})
-    for key in ("size", "train_samples", "val_samples"):
-        if settings[key] is None:
-            settings[key] = defaults.get(key)
-        elif key not in defaults:
-            raise UsageError(f"shard.{key} is not for source={source}")
-        elif settings[key] < (key != "val_samples"):
-            raise UsageError(f"shard.{key}={settings[key]}; it must be at least 1")
-    if source not in MADE and ":" not in source:
-        settings["source"] = str(files.absolute(Path(source).expanduser()))
-    for key in ("list", "root"):
-        if settings[key] is not None:
-            settings[key] = str(files.absolute(Path(settings[key]).expanduser()))
-    if _is_path(settings["classes"]):
-        settings["classes"] = str(files.absolute(settings["classes"]))
-    return settings
-
-
-def _is_path(classes: Any) -> bool:
-    return isinstance(classes, str) and ("/" in classes or classes.endswith(".txt"))
-
-
 def run(request: Request) -> dict[str, Any] | None:
     """List, select, check and pack a source; or describe tars that are there already."""
     from equitools import foreign, selection
 
-    settings = settle(request.settings)
+    settings = sharding.settle(request.settings)
     if foreign.is_shards(settings["source"]):
         return adopt(request, settings)
     source = selection.select(settings)
@@ -104,27 +36,17 @@ def run(request: Request) -> dict[str, Any] | None:
 
 def pack(request: Request, settings: dict[str, Any], source: Source) -> dict[str, Any]:
     """Write the shards, or answer with the manifest of those that are there."""
-    from equitools import packers, packing, shardset
-
-    matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
-    identity = manifest.identity(matters, source.digest())
+    identity = sharding.identity(settings, source)
     out = request.choose_out(request.out or Path("shards") / default_name(settings, source))
     frame.lock(out)
     if (done := finished(request, out, identity)) is not None:
         return done
     refuse_tars(out)
-    jobs = packing.plan(source, out, **{key: settings[key] for key in (
-        "seed", "samples_per_shard", "megabytes_per_shard", "verify", "min_side", "crop"
-    )})  # fmt: skip
     total = sum(len(samples) for samples in source.splits.values())
     with frame.progress(total, "shard", "image") as bar:
-        written = packers.write_all(jobs, settings["workers"] or cores(), bar.advance)
-    report = None
-    if settings["verify"]:
-        shardset.find_duplicates(written)
-        report = shardset.report(written, source.ignored)
+        entries, report, written = sharding.write(source, settings, out, bar.advance)
+    if report is not None:
         tell(request, written, out)
-    entries = shardset.finish(out, written, source.classes)
     document = request.document | {"kind": "shards", "shard": settings | {"report": report}}
     document["files"] = {**document.get("files", {}), **entries}
     return request.record(document, identity)
@@ -138,13 +60,6 @@ def default_name(settings: dict[str, Any], source: Source) -> str:
     if settings["fraction"] != 1:
         words.append(f"{settings['fraction']:g}")
     return "-".join(words)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | None:
@@ -240,12 +155,12 @@ program = Program(
     folders=LAYERS,
     run=run,
     sources=True,
-    check=settle,
+    check=sharding.settle,
     help="""Pack any source of images into WebDataset tars; print their manifest.
 
     SOURCE is a folder (train/ and val/ below it make both splits; class folders make labels), one
-    of the layers digits and scenes, torchvision:NAME with root=DIR, or tars that are there already
-    (x/train-{000..146}.tar), which are described and not copied.
+    of the layers digits and scenes, cub200 or torchvision:NAME with root=DIR, or tars that are
+    there already (x/train-{000..146}.tar), which are described and not copied.
 
     \b
     train_split, val_split  the folders or the set's own splits to take ("." is the folder itself)
@@ -254,7 +169,8 @@ program = Program(
     fraction, holdout       seeded shares of every class: kept of train; moved from train to val
     seed                    of the order, the shares and the scenes
     size, train_samples, val_samples   of digits (size) and scenes
-    root, download, args    of torchvision: its folder, fetch it, its constructor's arguments
+    root, download, args    where cub200 or torchvision's set lies; fetch it, its constructor's
+                            arguments
     samples_per_shard, megabytes_per_shard   upper bounds (3000, 500)
     verify                  decode every image once and report (true)
     min_side, crop          drop below min_side px (8); count below crop px (224)

@@ -23,8 +23,8 @@ TENSORS = {"records", "parallel"}
 GROUND = FRAME | TENSORS
 # What makes and reads shards.
 DATA = {
-    "foreign", "images", "packers", "packing", "remote", "scenes", "selection", "shards",
-    "shardset", "shardtable", "sources", "tars", "tarwriter", "torchvision_sets",
+    "cub", "foreign", "images", "packers", "packing", "remote", "scenes", "selection", "sharding",
+    "shards", "shardset", "shardtable", "sources", "tars", "tarwriter", "torchvision_sets",
 }  # fmt: skip
 
 # group → what it may import of equitools, by the first part of the module's name
@@ -35,6 +35,8 @@ MAY = {
     **dict.fromkeys(FRAME - {"errors", "frame"}, FRAME),
     "frame": FRAME | {"parallel"},
     **dict.fromkeys(("optim", "ema", "heads", "parts"), GROUND | {"parts", "heads"}),
+    "logistic": GROUND,
+    "featurecache": GROUND | {"checkpoint"},
     "crossview": {"crossview_rows", "heads"},
     **dict.fromkeys(("batchnorm", "contrast", "dense_contrast"), GROUND),
     **dict.fromkeys(("crossview_rows", "crossview_kernels"), GROUND),

@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
     stages = tmp_path / "bin"
     stages.mkdir()
-    for name in ("shard", "pretrain", "probe", "perturb", "report"):
+    for name in ("shard", "pretrain", "probe", "perturb", "transfer", "report"):
         (stages / f"equi-{name}").write_text(STAGE)
         (stages / f"equi-{name}").chmod(0o755)
     return tmp_path
@@ -227,6 +227,48 @@ def test_a_table_of_ser_is_its_cells_each_trained_once(
     assert f'equi-report" {report} -' in out
 
 
+CLEVER = [f"table{n}" for n in (1, *range(3, 11))] + [f"figure{n}" for n in (1, *range(3, 9))]
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_table_and_figure_of_clever_is_its_cells(project: Path, scale: str) -> None:
+    data = [f"{name}=/d/{name.lower()}" for name in ("PETS", "CUB", "ECSSD", "DAVIS", "LISTS")]
+    for name in CLEVER if scale == "paper" else ("table1", "table5", "figure4", "figure5"):
+        words = [f"reproduce-{name}", f"SCALE={scale}", "DATA=/d/imagenet", *data]
+        out = make(project, "-n", "-o", "/d/pets/manifest.yaml", *words).stdout
+        layer = manifest.layer(name if name == "table1" else f"clever-{name}", ("table",))["table"]
+        found = {c for row in layer["rows"] if (c := (row.get("cells") or {}).get(scale))}
+        trained = sum(not cell.startswith("random") for cell in found)
+        assert out.count(f'| "{project}/bin/equi-pretrain" -') == trained
+        assert all(f" {word} " in out for cell in found for word in knobs_of(cell))
+        reports = {"table1": "table1", "figure1": "robustness", "figure4": "sheet",
+                   "figure5": "sweep"}  # fmt: skip
+        drawn = reports.get(name, "compare" if "table" in name else "attention")
+        assert f'equi-report" {drawn}' in out
+        assert ("classes=in100" in out) == (scale == "paper" and name not in ("table1", "table10"))
+
+
+def test_what_needs_other_data_is_run_where_make_is_told_of_it(project: Path) -> None:
+    paper = ["-n", "reproduce-table8", "reproduce-table9", "SCALE=paper", "DATA=/d/in"]
+    bare = make(project, *paper).stdout
+    assert "finetune" not in bare
+    assert "fraction=0.01" in bare, "few labels need no other data"
+    told = make(project, *paper, "FLOWERS=/d/flowers", "DUTS=/d/duts", "LISTS=/d/lists").stdout
+    assert 'data="/d/flowers"' in told
+    assert 'data="/d/duts"' in told
+    assert 'list="/d/lists/10percent.txt"' in told
+    assert "equitools.scene_sets video" in make(project, "-n", "reproduce-table9").stdout
+    assert "Figure 4 needs ECSSD=" in make(project, "-n", "reproduce-figure4", *paper[3:]).stdout
+
+
+def test_one_page_holds_every_table_and_figure(project: Path) -> None:
+    out = make(project, "-n", "reproduce-clever").stdout
+    (page,) = [line for line in out.splitlines() if " include=" in line]
+    for name in (*CLEVER, "table2"):
+        assert f"/clever-{name}.md" in page or f"/{name}.md" in page
+    assert 20 < out.count(f'| "{project}/bin/equi-pretrain" -') <= 28, "cells are shared"
+
+
 def test_tables_share_their_cells(project: Path) -> None:
     make(project, "reproduce-ser-table1")
     trained = calls(project, "pretrain")
@@ -251,12 +293,7 @@ def test_help_names_every_target(project: Path) -> None:
     out = make(project).stdout
     assert "table1 table2 table3 table4 table5 figure3 figure4" in out
     for target in (
-        "reproduce-table2",
-        "table2-so-far",
-        "reproduce-ser-NAME",
-        "test",
-        "lint",
-        "bench",
-        "clean",
-    ):
+        "reproduce-table2", "table2-so-far", "reproduce-ser-NAME", "reproduce-NAME",
+        "reproduce-clever", "test", "lint", "bench", "clean",
+    ):  # fmt: skip
         assert f"make {target}" in out

@@ -55,6 +55,16 @@ def test_a_linear_probe_saves_heads_that_fit_the_last_four_blocks(chain, tmp_pat
     assert ask(PROGRAM, *words, out=tmp_path) == found, "it was not done twice"
 
 
+def test_a_second_evaluation_reads_the_features_of_the_first(chain, tmp_path, caplog):
+    ask(PROGRAM, chain, "knn", "workers=0", "k=3", "crop_pct=0.9", out=tmp_path / "knn")
+    with caplog.at_level("INFO", logger="equitools"):
+        words = ["crop_pct=0.9", "layers=last", *FAST]
+        ask(PROGRAM, chain, "linear", *words, out=tmp_path / "linear")
+    kept = chain.parent / "run" / "features"
+    for split, count in (("train", 60), ("val", 30)):
+        assert f"features of {split}: {count} of {count} read from {kept}" in caplog.text
+
+
 def test_new_crops_each_epoch_are_flagged_and_change_the_heads(chain, tmp_path):
     found = {
         cached: ask(PROGRAM, chain, "linear", *FAST, f"cached={cached}", out=tmp_path / cached)
@@ -166,7 +176,7 @@ def test_files_that_do_not_match_are_refused(chain, tmp_path, name, change, said
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_or_shared_memory_is_one_line_and_leaves_no_manifest(chain, tmp_path, workers):
     small = (resource.setrlimit, resource.RLIMIT_FSIZE, (8192, 8192))
-    words = ["knn", chain, f"workers={workers}", "-o", tmp_path / "out"]
+    words = ["knn", chain, "crop_pct=0.8", f"workers={workers}", "-o", tmp_path / "out"]
     found = forked.run("probe", *words, prepare=small)
     assert (found.returncode, found.stdout) == (1, "")
     said = [line for line in found.stderr.splitlines() if line.startswith("equi-probe:")]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from equitools import scenes
+from equitools import scene_sets, scenes
 
 
 def test_a_scene_is_the_same_bytes_every_time_and_differs_from_others() -> None:
@@ -81,3 +82,26 @@ def test_two_thousand_scenes_take_less_than_half_a_minute() -> None:
     for number in range(40):
         scenes.render(0, "train", number)
     assert (time.process_time() - began) * 1900 / 40 < 30
+
+
+def test_scenes_with_masks_lie_as_ecssd_and_davis_do(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        scene_sets.saliency(tmp_path / name / "s", count=3, size=32)
+        scene_sets.video(tmp_path / name / "v", count=1, frames=4, size=32)
+    found = [sorted(p for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("a", "b")]
+    assert [p.read_bytes() for p in found[0]] == [p.read_bytes() for p in found[1]]
+    picture, facts = scenes.draw(0, "val", 1, 32)
+    with Image.open(tmp_path / "a/s/img/0001.png") as image:
+        assert np.array_equal(np.asarray(image), picture)
+    with Image.open(tmp_path / "a/s/gt/0001.png") as mask:
+        assert np.array_equal(np.asarray(mask) > 0, scenes.unpack_mask(facts["mask"]))
+    assert (tmp_path / "a/v/ImageSets/2017/val.txt").read_text() == "scene-0\n"
+    centers = []
+    for step in range(4):
+        with Image.open(tmp_path / f"a/v/Annotations/480p/scene-0/{step:05d}.png") as labels:
+            assert labels.mode == "P"
+            rows, columns = np.nonzero(np.asarray(labels))
+            assert set(np.unique(labels)) == {0, 1}
+            centers.append((rows.mean(), columns.mean()))
+    assert centers[0][1] > centers[-1][1] + 4, "the object moves to the left"
+    assert len(list((tmp_path / "a/v/JPEGImages/480p/scene-0").glob("*.jpg"))) == 4

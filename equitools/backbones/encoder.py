@@ -84,17 +84,22 @@ class Encoder(nn.Module):
         cls: int = 0,
         maps: tuple[int, ...] = (),
         attention: bool = False,
+        keys: bool = False,
     ) -> Features:
         """Features of b 3 h w pictures.
 
         cls: class tokens of the last n blocks after the final norm (the pooled feature, under the
         last stage's number, of a CNN). maps: blocks or stages whose b d h w outputs are wanted;
-        negative numbers count from the end. attention: the last block's b heads n n weights.
-        Raises UsageError for what this network does not have.
+        negative numbers count from the end. attention: the last block's b heads n n weights. keys:
+        the patches' keys in the last block before any norm, all heads, b d h w; the last stage's
+        map of a CNN. Raises UsageError for what this network does not have.
         """
         self._check(image, mask, attention)
-        blocks = sorted({self._block(i) for i in maps} | set(self._last(cls)))
-        with _Listener(self.trunk.blocks[-1].attn if attention else None) as listener:
+        if keys and not self.is_vit:
+            self.channels(self.depth)
+        last_map = {self.depth - 1} if keys and not self.is_vit else set()
+        blocks = sorted({self._block(i) for i in maps} | set(self._last(cls)) | last_map)
+        with _Listener(self._attention(attention or (keys and self.is_vit))) as listener:
             if blocks:
                 last, inner = self.trunk.forward_intermediates(image, indices=blocks, **self._extra)
             else:
@@ -105,7 +110,9 @@ class Encoder(nn.Module):
         features.cls = {i: self._token(found[i]) for i in self._last(cls)}
         if cls and not self.is_vit:
             features.cls = {self.depth - 1: features.pooled}
-        features.attention = listener.weights()
+        features.attention = listener.weights() if attention else None
+        if keys:
+            features.keys = self._keys(image, listener) if self.is_vit else found[self.depth - 1]
         return features
 
     def channels(self, layer: int) -> int:
@@ -171,6 +178,19 @@ class Encoder(nn.Module):
     def _token(self, output: Any) -> Tensor:
         return self.trunk.norm(output[1])[:, 0]
 
+    def _attention(self, wanted: bool) -> Any:
+        """The last block's attention, or None where nobody asks for it."""
+        layer = getattr(self.trunk.blocks[-1], "attn", None) if wanted else None
+        if wanted and not hasattr(layer, "qkv"):
+            name = self.settings["name"]
+            raise UsageError(f"{name} has another kind of attention, whose keys are not to be had")
+        return layer
+
+    def _keys(self, image: Tensor, listener: _Listener) -> Tensor:
+        """The keys of the patches, b d h w, without class token and registers."""
+        grid = self.trunk.patch_embed.dynamic_feat_size(image.shape[-2:])
+        return listener.keys()[:, self.trunk.num_prefix_tokens :].mT.unflatten(2, grid)
+
     def _check(self, image: Tensor, mask: Tensor | None, attention: bool) -> None:
         name, patch = self.settings["name"], self.patch_size
         if mask is not None:
@@ -185,30 +205,32 @@ class Encoder(nn.Module):
 
 
 class _Listener:
-    """Keeps the input of an attention layer while it runs, to work out its weights afterward."""
+    """Keeps queries, keys and values of an attention layer while it runs; None is never heard."""
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self.tokens, self.handle = layer, None, None
+        self.layer, self.handle = layer, None
+        self.qkv: Any = None
 
     def __enter__(self) -> _Listener:
         if self.layer is not None:
-            self.handle = self.layer.register_forward_pre_hook(self._keep)
+            self.handle = self.layer.qkv.register_forward_hook(self._keep)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:
             self.handle.remove()
 
-    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.tokens = inputs[0]
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.qkv = output
 
-    def weights(self) -> Tensor | None:
+    def keys(self) -> Tensor:
+        """Every token's keys of all heads, as the layer makes them: b n d."""
+        return self.qkv.chunk(3, dim=-1)[1]
+
+    def weights(self) -> Tensor:
         """softmax(q kᵀ / √d), b heads n n; fused attention never forms it."""
-        layer, x = self.layer, self.tokens
-        if layer is None or x is None:
-            return None
-        shape = (len(x), x.shape[1], 3, layer.num_heads, -1)
-        q, k, _ = layer.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        layer, shape = self.layer, (*self.qkv.shape[:2], 3, self.layer.num_heads, -1)
+        q, k, _ = self.qkv.reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = layer.q_norm(q), layer.k_norm(k)
         return torch.softmax(q * layer.scale @ k.transpose(-2, -1), dim=-1)
 

@@ -3,7 +3,8 @@
 `grid` is Song et al. (2025, "CLeVER"), Tables 3 and 4: after Resize (bilinear; bicubic for the
 untouched column) and CenterCrop come flip → rotation → color jitter → elastic warp; rotation is
 nearest with black corners, jitter has saturation 0.4 (training has 0.2), and everything is always
-applied. `rotation` and `elastic` sweep the strength of one operation alone.
+applied. `rotation` and `elastic` sweep the strength of one operation alone. `invariance` is their
+Table 5: rotation within ±90 and ±180 degrees without jitter; curves over a fixed angle and alpha.
 Parameters depend on (seed, draw, sample key) alone, so that all encoders see the same pictures.
 """
 
@@ -21,15 +22,20 @@ from equitools import augment, classifiers, preprocess
 from equitools.errors import DataError
 from equitools.features import Perturbation, Table, check_head, part
 
+TURNS = [30.0 * step for step in range(1, 12)]  # a curve around the circle, 0 left out
 REFERENCE = 224  # the size of picture for which alpha and sigma are stated
 
 
 @dataclass(frozen=True)
 class Column:
-    """One perturbed test set: what is done to a picture, by operation, and how it is resized."""
+    """One perturbed test set: what is done to a picture, by operation, and how it is resized.
+
+    angle: first every picture is turned by so many degrees, the same for all; None is not.
+    """
 
     operations: dict[str, Any] = field(default_factory=dict)
     interpolation: str = "bilinear"
+    angle: float | None = None
 
 
 def grid(
@@ -81,6 +87,32 @@ def elastic(
     }
 
 
+def invariance(
+    *,
+    degrees: list[float] = [90.0, 180.0],  # noqa: B006
+    angles: list[float] = TURNS,
+    alpha: list[float] = [25.0, 50.0, 100.0, 150.0, 200.0],  # noqa: B006
+    sigma: float = 5.0,
+    scale: float | None = None,
+    jitter: bool = False,
+) -> dict[str, Column]:
+    """The untouched pictures, rotation within ± each of degrees, and two curves.
+
+    angles: every picture turned by the same angle, counter-clockwise. alpha: elastic warps of
+    several strengths. jitter: the grid's color jitter on top, in all but the untouched column.
+    """
+    found = {
+        **rotation(degrees=degrees),
+        **{f"at{angle:g}": Column(angle=angle) for angle in angles},
+        **elastic(alpha=alpha, sigma=sigma, scale=scale),
+    }
+    over = grid()["cj"].operations if jitter else {}
+    return {"orig": Column(interpolation="bicubic")} | {
+        name: Column({**column.operations, **over}, "bicubic", column.angle)
+        for name, column in found.items()
+    }
+
+
 def scaled(operations: dict[str, Any], size: int) -> dict[str, Any]:
     """The operations at pictures of `size`: alpha and sigma in pixels, times size/224 unless the
     settings give another scale."""
@@ -93,12 +125,15 @@ def scaled(operations: dict[str, Any], size: int) -> dict[str, Any]:
 
 def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbation | None:
     """What `features.extract` does to pictures of `size` in one draw; None for nothing."""
-    if not column.operations:
+    if not column.operations and column.angle is None:
         return None
     settings = scaled(column.operations, size)
 
     def change(pixels: Tensor, keys: Sequence[str]) -> Tensor:
-        return augment.perturb(pixels, settings, keys, seed, draw)
+        if column.angle is not None:
+            angles = torch.full((len(pixels), 1), column.angle, dtype=torch.float64)
+            pixels = augment.rotation.apply(pixels, angles)
+        return augment.perturb(pixels, settings, keys, seed, draw) if settings else pixels
 
     return change
 
@@ -178,7 +213,8 @@ def facts(
             encoder, interpolation=column.interpolation, **shape
         )
         changed = scaled(column.operations, plain.size)
-        found[f"{test}/{name}"] = {"picture": plain.describe(), **changed}
+        angle = {} if column.angle is None else {"angle": column.angle}
+        found[f"{test}/{name}"] = {"picture": plain.describe(), **angle, **changed}
     return {
         "transform": found,
         "metric": "micro accuracy in percent of all test samples, mean over the probe's seeds",
@@ -189,4 +225,5 @@ TESTS: dict[str, Callable[..., dict[str, Column]]] = {
     "grid": grid,
     "rotation": rotation,
     "elastic": elastic,
+    "invariance": invariance,
 }

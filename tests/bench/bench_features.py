@@ -9,6 +9,9 @@ ToTensor, Normalize; ours gives uint8 crops, which the device normalizes, and in
 normalized floats too. Bytes are in memory when the clock starts. One thread, CPU time; then through
 a loader with two workers and batches of 64, wall time from the second batch to the last. Medians of
 interleaved rounds; memory is what a picture takes on its way from a worker.
+
+Last, an evaluation's features of the same pictures by resnet18 with random weights, wall time, the
+first time and the second, which reads them from disk.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import io
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +36,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
+from equitools import backbones, features
 from equitools.augment import MEAN, STD
 from equitools.preprocess import Pictures, Transform
 from equitools.throughput import photo
@@ -90,6 +95,31 @@ def loaded_per_second(data: Dataset, count: int) -> float:
     return (count - BATCH) / (arrived[-1] - arrived[0])
 
 
+class Labeled(Files):
+    """The same as a split of shards, for `features.extract`."""
+
+    def __init__(self, data: list[bytes], count: int) -> None:
+        super().__init__(data, count)
+        self.labels, self.classes, self.digest = np.arange(count) % 2, ["a", "b"], "sha256:bench"
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def twice(files: Labeled, rounds: int) -> tuple[float, float, float]:
+    """Pictures a second of a first evaluation and of a second one, and MiB on disk."""
+    encoder = backbones.create({"name": "resnet18"})
+    found: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for times in found:
+                start = time.perf_counter()
+                features.extract(encoder, files, transform=OURS, batch_size=50, cache=Path(cache))
+                times.append(len(files) / (time.perf_counter() - start))
+            size = sum(path.stat().st_size for path in Path(cache).rglob("*.safetensors"))
+    return statistics.median(found[0]), statistics.median(found[1]), size / 2**20
+
+
 def rates(files: Files, rounds: int) -> dict[str, float]:
     """Pictures a second of each contender: one thread, then two workers."""
     count = len(files.keys)
@@ -140,6 +170,12 @@ def main() -> None:
             f"row | evaluation loader: {quantity} | {PEER} Resize + CenterCrop | {a:.0f} | {b:.0f}"
             f" | pictures/s | {a / b:.2f} | {aim} | {taken}"
         )
+    first, second, taken = twice(Labeled(data, given.images), min(given.rounds, 3))
+    print(
+        "row | features of an evaluation (resnet18, 224 px) | the first evaluation of the same"
+        f" pictures | {second:.0f} | {first:.0f} | pictures/s | {second / first:.0f} | -"
+        f" | {taken:.1f} MiB on disk"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TITLES = ("Quantity", "Peer", "Ours", "Peer's", "Unit", "Ratio", "Aim", "Memory", "Verdict")
 # These read a folder of photos when one is given.
-ON_PHOTOS = ("bench_augment.py", "bench_features.py", "bench_loader.py")
+ON_PHOTOS = ("bench_augment.py", "bench_features.py", "bench_loader.py", "bench_tokencut.py")
 
 
 def cells(line: str) -> list[str]:
