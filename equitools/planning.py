@@ -63,8 +63,9 @@ def _views(plan: augment.Views) -> str:
     whole = Counter((view.group, view.size) for view in plan.views if view.replaces is None)
     text = " + ".join(f"{n} {group} of {size} px" for (group, size), n in whole.items())
     part = Counter((view.group, view.size) for view in plan.views if view.replaces is not None)
-    for (group, size), n in part.items():
-        text += f"; {n} {group} of ~{size} px for {100 * (plan.portion or 0):g} % of the batch"
+    if plan.portion is not None:
+        text += "; " + " + ".join(f"{n} {group} of ~{size} px" for (group, size), n in part.items())
+        text += f" for {100 * plan.portion:g} % of the batch"
     return f"views         {whole.total()} an image: {text}"
 
 

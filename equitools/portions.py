@@ -130,7 +130,7 @@ def apart(
         group: Portion(
             of(group, views, views),
             of(group, views, online),
-            None if target is None else of(group, seen, target),
+            None if target is None else of(group, seen, target) or None,
         )
         for group in dict.fromkeys(view.group for view in views if view.replaces is not None)
     }

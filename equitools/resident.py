@@ -48,7 +48,7 @@ class Resident:
             if "rows" in drawn:
                 here, there = pictures[drawn["rows"].to(pictures.device)], sides[drawn["rows"]]
             views = drawn["parameters"]["crop"].view(len(part.members), len(there), 4)
-            windows = crop.in_pixels(views[: len(part.cropped)], there)
+            windows = crop.in_pixels(views[:: part.shared], there)
             crops = [bicubic.resample(here, view, part.size) for view in windows]
             drawn["crops"] = torch.stack(crops)
         return batch

@@ -16,6 +16,7 @@ from equitools.records import Step
 BATCH = 16
 VIEWS = {"global": {"size": 32}, "local": {"size": 16, "count": 2}}
 PART = {**VIEWS, "grid": {"portion": 0.3, "patch": 4}}
+PAIRS = {**PART, "grid_local": {"replaces": "local"}}
 TINY = {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8}
 
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("portions")
     words = ["scenes", "train_samples=80", "val_samples=20", "size=32", "-o", out / "shards"]
     assert forked.run("shard", *words).returncode == 0
-    manifest.write_atomic(out / "part.yaml", manifest.dump({"recipe": {"views": PART}}))
+    manifest.write_atomic(out / "part.yaml", manifest.dump({"recipe": {"views": PAIRS}}))
     return out
 
 
@@ -115,7 +116,7 @@ def test_workers_and_caches_change_nothing(index, where, cache):
 
 @pytest.mark.parametrize("portion", [0.3, 1])
 def test_pictures_on_the_device_give_the_same_views(index, portion):
-    views = {**PART, "grid": {**PART["grid"], "portion": portion}}
+    views = {**PAIRS, "grid": {**PART["grid"], "portion": portion}}
     data = stepped(index, views, cache="device")
     resident = loader.residents(data, torch.device("cpu"))
     for ours, theirs in zip(
@@ -132,6 +133,10 @@ def test_only_what_is_shown_is_cropped(index):
     (batch, *_) = drained(stepped(index))
     crops = {name: tuple(part["crops"].shape[:2]) for name, part in batch.items()}
     assert crops == {"32 outside": (2, 11), "16": (2, 16), "32 inside": (1, 5)}
+    (batch, *_) = drained(stepped(index, PAIRS))
+    crops |= {"16 outside": (2, 11), "16 inside for local": (1, 5)}
+    del crops["16"]
+    assert crops == {name: tuple(part["crops"].shape[:2]) for name, part in batch.items()}
 
 
 def test_processes_and_micro_batches_make_the_step_of_one_process(index):
@@ -244,10 +249,11 @@ def test_the_plan_says_what_a_portion_costs():
 
 
 def test_a_sheet_shows_both_kinds_of_every_picture(index):
-    made = sheets.rows({"views": PART}, index, count=2)
+    made = sheets.rows({"views": PAIRS}, index, count=2)
     titles = [title for title, _, _ in made[0][2]]
     assert titles[:4] == ["global 32 px"] * 2 + ["local 16 px"] * 2
-    assert all(title.startswith("grid ") for title in titles[4:])
+    kinds = [title.partition(" ")[0] for title in titles[4:]]
+    assert kinds == ["grid"] * 2 + ["grid_local"] * 2
     assert "grid" in made[1][2][-1][2]
     assert np.isfinite(made[1][2][-1][1]).all()
 

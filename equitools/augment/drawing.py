@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools.augment import crop, grid, keys, layout, settings
+from equitools.augment import crop, grid, groups, keys, layout, settings
 from equitools.augment.layout import Part, ViewPlan
 
 Parameters = dict[str, Tensor]
@@ -23,29 +23,29 @@ class Draws:
     """The random numbers of resolved `views`.
 
     views lists what is made of a sample, parts says which views are worked on together, and order
-    how the crops of a sample follow one another when it is inside or outside the portion. grid is
-    the group with `portion`, or None, and portion its share of the batch; a share of 1 leaves no
-    sample for the global views, and their part out.
+    how the crops of a sample follow one another when it is inside or outside the portion. grids
+    are the groups with `portion` by name, and portion their share of the batch, or None; a share of
+    1 leaves no sample for the views that they replace, and those parts out.
     """
 
     def __init__(self, resolved: dict[str, Any], operations: dict[str, Any]) -> None:
         self.settings, self.operations = resolved, operations
-        groups = {k: v for k, v in resolved.items() if isinstance(v, dict) and k not in operations}
+        given = {k: v for k, v in resolved.items() if isinstance(v, dict) and k not in operations}
         self.views = [
-            ViewPlan(name, group["size"], i, "global" if "portion" in group else None)
-            for name, group in groups.items()
+            ViewPlan(name, group["size"], i, groups.replaced(group))
+            for name, group in given.items()
             for i in range(group["count"])
         ]
-        self.knobs = [self._knobs(groups[v.group], v) for v in self.views]
-        self.grid = next((group for group in groups.values() if "portion" in group), None)
-        self.portion = None if self.grid is None else self.grid["portion"]
+        self.knobs = [self._knobs(given[v.group], v) for v in self.views]
+        self.grids = {name: group for name, group in given.items() if "portion" in group}
+        self.portion = next((group["portion"] for group in self.grids.values()), None)
         self.parts = {
             name: part
             for name, part in layout.parts(self.views).items()
             if part.inside is not False or self.portion != 1
         }
         self.order = {inside: layout.order(self.parts, inside) for inside in (False, True)}
-        of_views = [groups[view.group] for view in self.views]
+        of_views = [given[view.group] for view in self.views]
         self._scale = [group["crop"] for group in of_views]
         self._ratio = [group["ratio"] for group in of_views]
 
@@ -72,7 +72,7 @@ class Draws:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The uniforms of a sample's views, and in pixels the windows of those that it has."""
         uniforms = keys.uniforms(seed, epoch, key, rows=len(self.views))
-        if self.grid is None:
+        if self.portion is None:
             places = {"scale": self._scale, "ratio": self._ratio}
             return uniforms, crop.place(uniforms[:, crop.COLUMNS], height, width, **places)
         chosen = self.order[inside].views
@@ -82,8 +82,8 @@ class Draws:
         }
         windows = np.zeros((len(self.views), 4), np.int32)
         windows[chosen] = crop.place(uniforms[chosen, crop.COLUMNS], height, width, **places)
-        if self.grid["whole"]:
-            windows[[view.replaces is not None for view in self.views]] = (0, 0, height, width)
+        whole = {name for name, group in self.grids.items() if group["whole"]}
+        windows[[view.group in whole for view in self.views]] = (0, 0, height, width)
         return uniforms, windows
 
     def batch(
@@ -118,19 +118,26 @@ class Draws:
         uniforms, windows = uniforms[:, rows], windows[:, rows]
         parameters = self._parameters(part, uniforms, windows)
         found = {"rows": torch.tensor(rows, dtype=torch.int64), "parameters": parameters}
-        if part.inside and self.grid:
-            shapes = self._shapes(self.grid, seed, step)
+        if part.inside:
+            group = self.of(part)
+            shapes = self._shapes(part, seed, step)
             moves = [grid.moves(uniforms[view][:, grid.OF_SAMPLES]) for view in part.members]
-            if self.grid["complement"]:
+            if group["complement"]:
                 moves[1::2] = [1 - one for one in moves[: len(moves) // 2 * 2 : 2]]
             parameters["grid"] = torch.cat(list(map(grid.parameters, moves, shapes)))
             found["grid"] = torch.tensor(shapes)
         return found
 
-    def _shapes(self, group: dict[str, Any], seed: int, step: int) -> list[grid.Shape]:
-        """The grids of the portion's views in a step."""
-        cells = [group["size"] / group["patch"]] * group["count"]
-        return grid.shapes(seed, step, cells, area=group["area"], aspect=group["aspect"])
+    def of(self, part: Part) -> dict[str, Any]:
+        """The group whose views are a part inside the portion."""
+        return self.grids[self.views[part.members[0]].group]
+
+    def _shapes(self, part: Part, seed: int, step: int) -> list[grid.Shape]:
+        """The grids of a part's views in a step."""
+        group, views = self.of(part), sum(view.replaces is None for view in self.views)
+        knobs = {"area": group["area"], "aspect": group["aspect"]}
+        cells = [group["size"] / group["patch"]] * len(part.members)
+        return grid.shapes(seed, step, cells, first=part.members[0] - views, **knobs)
 
     def _parameters(self, part: Part, uniforms: np.ndarray, windows: np.ndarray) -> Parameters:
         """Parameters of every operation, view by view, float64: the identity where it is off."""

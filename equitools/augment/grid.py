@@ -35,10 +35,17 @@ class Shape(NamedTuple):
 
 
 def shapes(
-    seed: int, step: int, cells: Sequence[float], *, area: Sequence[float], aspect: Sequence[float]
+    seed: int,
+    step: int,
+    cells: Sequence[float],
+    *,
+    area: Sequence[float],
+    aspect: Sequence[float],
+    first: int = 0,
 ) -> list[Shape]:
-    """The shape of each view of a step. cells: size / patch of each view."""
-    drawn = keys.uniforms(seed, "step", step, rows=len(cells))
+    """The shape of each view of a step. cells: size / patch of each view; first: how many views
+    with grids of their own come before these."""
+    drawn = keys.uniforms(seed, "step", step, rows=first + len(cells))[first:]
     return [
         _shape(row.tolist(), side, area, aspect) for row, side in zip(drawn, cells, strict=True)
     ]

@@ -1,7 +1,8 @@
 """Views in parts: those of one size and of the same samples are cropped and worked on together.
 
-A sample outside a portion has the global views, a sample inside it the one crop that the portion's
-views share; both have all other views. Without a portion there is a part for each size.
+A sample outside a portion has the global views, a sample inside it the one crop that the views in
+their place share; other views can be replaced as well, by stand-ins that share a crop in pairs.
+Both samples have all views that nothing replaces. Without a portion there is a part for each size.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from torch.utils.data import get_worker_info
 
 from equitools.augment import pages
 
-# What moves pixels is drawn once for the views of a portion: they show one picture.
+# What moves pixels is drawn once for views that share a crop: they show one picture.
 SHARED = ("crop", "flip", "rotation", "elastic")
-SUFFIXES = {None: "", False: " outside", True: " inside"}
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class ViewPlan:
 @dataclass(frozen=True)
 class Part:
     """Numbers of the views of one size, and which samples have them: those inside a portion
-    (True), those outside (False), or all (None)."""
+    (True), those outside (False), or all (None). shared: how many views in a row show one crop."""
 
     size: int
     members: tuple[int, ...]
     inside: bool | None = None
+    shared: int = 1
 
     @property
     def cropped(self) -> tuple[int, ...]:
-        """The views whose crops are taken: the first one where they share it."""
-        return self.members[:1] if self.inside else self.members
+        """The views whose crops are taken: the first one of those that share it."""
+        return self.members[:: self.shared]
 
     @property
     def bytes(self) -> int:
@@ -54,7 +55,13 @@ class Part:
 
     def source(self, view: int, operation: str) -> int:
         """The view whose random numbers an operation reads for a view."""
-        return self.members[0] if self.inside and operation in SHARED else view
+        if operation not in SHARED:
+            return view
+        return view - self.members.index(view) % self.shared
+
+    def shown(self, crops: Tensor) -> Tensor:
+        """The crops of `cropped`, first dimension, as those of `members`."""
+        return crops.unsqueeze(1).expand(-1, self.shared, *crops.shape[1:]).flatten(0, 1)
 
     def rows(self, inside: Sequence[bool]) -> list[int]:
         """The samples of a batch that have these views."""
@@ -62,16 +69,27 @@ class Part:
 
 
 def parts(views: Sequence[ViewPlan]) -> dict[str, Part]:
-    """The parts by name: "224", and "224 outside" and "224 inside" where there is a portion."""
+    """The parts by name: "224", and "224 outside" and "224 inside" where there is a portion; "96
+    inside for local" where other views than the global ones are replaced.
+
+    Views that stand in for global ones have one crop for all of them, others one for each pair.
+    """
     replaced = {view.replaces for view in views}
-    found: dict[tuple[int, bool | None], list[int]] = {}
+    found: dict[tuple[int, bool | None, str | None], list[int]] = {}
     for number, view in enumerate(views):
         inside = True if view.replaces else (False if view.group in replaced else None)
-        found.setdefault((view.size, inside), []).append(number)
-    return {
-        f"{size}{SUFFIXES[inside]}": Part(size, tuple(members), inside)
-        for (size, inside), members in found.items()
-    }
+        found.setdefault((view.size, inside, view.replaces), []).append(number)
+    made = {}
+    for (size, inside, replaces), own in found.items():
+        shared = {None: 1, "global": len(own)}.get(replaces, 2)
+        made[f"{size}{_suffix(inside, replaces)}"] = Part(size, tuple(own), inside, shared)
+    return made
+
+
+def _suffix(inside: bool | None, replaces: str | None) -> str:
+    if replaces not in (None, "global"):
+        return f" inside for {replaces}"
+    return {None: "", False: " outside", True: " inside"}[inside]
 
 
 @dataclass(frozen=True)

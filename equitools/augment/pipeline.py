@@ -52,7 +52,7 @@ class Views:
     """The views that a recipe makes of a sample.
 
     views lists them (globals first, those of a portion last); parts are those worked on together;
-    portion is the share of the batch that has the last ones in place of the global ones, or None.
+    portion is the share of the batch that has the last ones in place of others, or None.
     settings is the recipe's `views` with defaults written back. Raises UsageError for settings
     that nothing knows, or that cannot be.
     """
@@ -137,10 +137,10 @@ class Views:
         parameters = drawn["parameters"]
         names = [name for name in self.settings["order"] if name != "crop"]
         order = {name: self.operations[name] for name in names}
-        crops = crops.expand(len(part.members), *crops.shape[1:])
+        crops = part.shown(crops)
         levels = self.settings["mean"], self.settings["std"]
         images = carry_out(crops, parameters, order, *levels)
-        if not part.inside or self.draws.grid is None:
+        if not part.inside:
             return images
         views = zip(
             images.unflatten(0, crops.shape[:2]),
@@ -148,14 +148,14 @@ class Views:
             drawn["grid"].tolist(),
             strict=True,
         )
-        patch = self.draws.grid["patch"]
+        patch = self.draws.of(part)["patch"]
         return [grid.apply(image, p, grid.Shape(*shape), patch) for image, p, shape in views]
 
     def finish(self, batch: Batch, device: torch.device | str = "cpu") -> list[View]:
         """The views of a batch on a device, in the order of `views`.
 
         Where there is a portion, those of either kind show the samples in their `rows`; where it is
-        the whole batch, there are no global ones.
+        the whole batch, there are none of those that are replaced.
         """
         made: dict[int, View] = {}
         for name, part in self.parts.items():

@@ -6,6 +6,8 @@ on the views of a portion of the batch ("Soft Equivariance Regularization", §3)
 up to block ℓ, with a LayerNorm and a projector of its own; ρ_g permutes the cells of a map for
 flips and right angles and interpolates for scalings; d is the contrast of dense_contrast.py, the
 mean of both directions. In the released code the gathered tokens carry no gradient; here they do.
+With 2+4 views there are three pairs, one of them global and each on a crop of its own, and d is the
+mean of all; the released code adds them up.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class SER(nn.Module):
     b d h w, d = dim. temperature: τ. negatives: tokens of other images in both views, or in the
     other view only (cross: the released two-view code). keys: what queries are compared with, made
     by the online encoder, or by the slow one without gradient where the objective keeps one (the
-    released code for MoCo and DINO). out_dim: width of the projector's two layers.
+    released code for MoCo and DINO with two views); pairs that the slow encoder does not see, which
+    are those of local crops, have online keys. out_dim: width of the projector's two layers.
     """
 
     target = False
@@ -96,8 +99,7 @@ class SER(nn.Module):
         """Queries and keys of both directions, unit tokens b h w c on the queries' grids."""
         online = [self.project(portion.online[i]) for i in (first, second)]
         slow = online
-        if self.target:
-            assert portion.target is not None
+        if self.target and portion.target is not None:
             with torch.no_grad():
                 slow = [self.project(portion.target[i]) for i in (first, second)]
         there, back = relative(portion, first, second), relative(portion, second, first)
