@@ -37,20 +37,23 @@ class Cut:
     """mask h w of one object; y h w (its sign puts the seed in the mask); seed, a patch's number.
 
     sure: whether Lanczos found y; else eigenvalues cluster, and y is what a dense solver gives.
+    alike: the share of pairs of patches above tau; near 1 there is no border to find.
     """
 
     mask: np.ndarray
     y: np.ndarray
     seed: int
     sure: bool
+    alike: float
 
 
 def cut(keys: Tensor, tau: float) -> Cut:
     """The object in keys d h w. Raises NumericalError for keys that are not finite."""
-    y, sure = second_vector(graph(keys.flatten(1).T, tau))
+    weights = graph(keys.flatten(1).T, tau)
+    y, sure = second_vector(weights)
     shape = (keys.shape[1], keys.shape[2])
     mask, y, seed = piece(y.reshape(shape))
-    return Cut(mask, y, seed, sure)
+    return Cut(mask, y, seed, sure, float((weights == 1).mean()))
 
 
 def graph(vectors: Tensor, tau: float) -> np.ndarray:

@@ -63,6 +63,12 @@ def test_weights_are_one_above_the_threshold_and_almost_nothing_else():
     assert weights == pytest.approx(np.array(expected))
 
 
+def test_a_cut_says_how_many_pairs_of_patches_are_alike():
+    two = torch.eye(2).repeat(1, 4).reshape(2, 2, 4)  # patches of two kinds, four of each
+    assert tokencut.cut(two, 0.2).alike == 0.5
+    assert tokencut.cut(two + 1, 0.2).alike == 1
+
+
 def test_the_piece_holds_the_seed_whatever_the_sign():
     y = np.array([[0.1, 0.9, -0.2], [-0.3, 0.4, 0.8], [0.7, -0.5, -0.6]])
     for sign in (1, -1):

@@ -43,12 +43,13 @@ def evaluate(
     out, and counted. DataError when no picture is left.
     """
     tables: dict[str, _Means] = defaultdict(_Means)
-    clustered = 0
+    clustered, alike = 0, 0.0
     others = {"random/": source.untrained()} if random else {}
     for scene in source.scenes():
         for name, keys in {"": source.keys, **others}.items():
-            found, sure = masks(keys, scene.image, tau, bilateral)
-            clustered += not sure and not name
+            found, cut = masks(keys, scene.image, tau, bilateral)
+            if not name:
+                clustered, alike = clustered + (not cut.sure), alike + cut.alike
             for way, soft in found.items():
                 tables[name + way].add(soft, scene.truth)
                 if not name:
@@ -66,6 +67,7 @@ def evaluate(
         f" {BINS} thresholds, beta² {BETA2}; foreground is any mask value above 0",
         "method": f"TokenCut, tau {tau:g}; cosine graph, second vector by Lanczos",
         "eigenvalues_clustered": clustered,
+        "pairs_of_patches_above_tau": alike / len(tables[""].iou),
         "center": f"a box of {CENTER:g} of the picture's height and width in its middle",
         **source.facts(),
     }
@@ -74,9 +76,9 @@ def evaluate(
 
 def masks(
     keys: Keys, image: np.ndarray, tau: float, bilateral: bool
-) -> tuple[dict[str, np.ndarray], bool]:
-    """Soft masks h w in [0, 1] of an image uint8 h w 3 by the way they were made, and whether the
-    eigenvector is beyond doubt. Every pixel has the value of the patch that it lies in."""
+) -> tuple[dict[str, np.ndarray], tokencut.Cut]:
+    """Soft masks h w in [0, 1] of an image uint8 h w 3 by the way they were made, and the cut that
+    they come from. Every pixel has the value of the patch that it lies in."""
     cut = tokencut.cut(keys(image), tau)
     height, width = image.shape[:2]
     small = Image.fromarray(cut.mask.astype(np.uint8))
@@ -84,7 +86,7 @@ def masks(
     found = {"": plain}
     if bilateral:
         found["bilateral/"] = solver.solve(image, plain)
-    return found, cut.sure
+    return found, cut
 
 
 def center(shape: tuple[int, ...]) -> np.ndarray:
