@@ -104,7 +104,8 @@ def run(request: Request) -> dict[str, Any] | None:
         **outcome.facts,
         **encoders.platform(settings["device"]),
     }
-    return request.record(write(request.document, settings, outcome, out), identity, **facts)
+    document = write(request.document, settings, outcome, weights, out)
+    return request.record(document, identity, **facts)
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def augmented(encoder: Any, index: Any, transform: Any, settings: dict[str, Any]
 
 
 def write(
-    document: dict[str, Any], settings: dict[str, Any], outcome: Any, out: Path
+    document: dict[str, Any], settings: dict[str, Any], outcome: Any, weights: str, out: Path
 ) -> dict[str, Any]:
     """Save heads and arrays, and put settings, files and scores into the document."""
     from equitools import checkpoint
@@ -179,9 +180,10 @@ def write(
     name = settings["eval"]
     files, scores = dict(document.get("files", {})), dict(document.get("scores", {}))
     if settings["encoder"] is not None:
-        # What is said of another encoder says nothing of this one.
         files.pop("encoder", None)
-        scores = {}
+        asked = [record["weights"] for record in document.get("history", []) if "weights" in record]
+        if asked[-1:] != [weights]:
+            scores = {}  # what is said of another encoder says nothing of this one
     files.pop("probe.heads", None)
     if outcome.heads:
         path = out / "probe-heads.safetensors"

@@ -116,6 +116,16 @@ def test_scores_of_one_encoder_do_not_stay_with_another(chain, tmp_path):
     assert "probe/knn/all/k5/top1" not in other["scores"]
 
 
+def test_scores_of_a_reference_stay_while_it_is_asked_again(chain, tmp_path):
+    knn = ask(PROGRAM, chain, "knn", "workers=0", "k=5", "encoder=random", out=tmp_path / "a")
+    path = write(knn, tmp_path / "knn.yaml")
+    same = ask(PROGRAM, path, "linear", *FAST, "encoder=random", out=tmp_path / "b")
+    assert "probe/knn/all/k5/top1" in same["scores"]
+    seed = ["encoder=random", "encoder_seed=1"]
+    other = ask(PROGRAM, path, "linear", *FAST, *seed, out=tmp_path / "c")
+    assert "probe/knn/all/k5/top1" not in other["scores"]
+
+
 def test_the_encoder_is_found_in_the_store(chain, tmp_path, monkeypatch):
     document = manifest.load_file(chain)[0]
     entry = document["files"]["encoder"]
