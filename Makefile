@@ -151,6 +151,13 @@ $R/%/upright-linear.yaml: $R/%/pretrain.yaml $(upright) manifests/probe/linear.y
 $R/%/upright-invariance.yaml: $R/%/upright-linear.yaml manifests/perturb/invariance.yaml | $(ready)
 	$(call stage,perturb)
 
+# The whole network tuned on the upright pictures, and judged on turned ones.
+$R/%/upright-finetune.yaml: $R/%/pretrain.yaml $(upright) manifests/transfer/finetune.yaml | $(ready)
+	$(call stage,transfer,$(untrained) $(tuning_$(SCALE)))
+
+$R/%/upright-finetuned.yaml: $R/%/upright-finetune.yaml manifests/perturb/invariance.yaml | $(ready)
+	$(call stage,perturb,judge=finetuned)
+
 $R/%/upright-sensitivity.yaml: $R/%/pretrain.yaml $(upright) manifests/perturb/sensitivity.yaml | $(ready)
 	$(call stage,perturb,$(untrained) $(turns) $(turns_$(SCALE)))
 
@@ -199,7 +206,7 @@ reads_ser-figure4 := embed
 reads_table1          := pretrain
 reads_clever-table3   := grid
 reads_clever-table4   := grid
-reads_clever-table5   := $(if $(upright),upright-invariance)
+reads_clever-table5   := $(if $(upright),upright-invariance upright-finetuned)
 reads_clever-table6   := $(if $(upright),upright-sensitivity)
 reads_clever-table7   := grid sensitivity
 reads_clever-table8   := semi-1 semi-10 $(patsubst %,finetune-%,$(call given,$(labeled)) $(stand_in))

@@ -8,23 +8,17 @@ test pictures of it are counted as any, and are wrong.
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from equitools import (
-    backbones,
     encoders,
     features,
-    finetune,
+    labeled,
     manifest,
     preprocess,
     selection,
@@ -103,12 +97,14 @@ class Data:
 
     @property
     def digest(self) -> dict[str, Any]:
-        held = {"listing": self.listed.digest()} if self.listed else _digests(self.splits or {})
+        held: dict[str, Any] = labeled.digests(self.splits or {})
+        if self.listed:
+            held = {"listing": self.listed.digest()}
         return held if self.names is None else {**held, "list": self.names}
 
     def source(
         self, encoder: Any, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
-    ) -> Labeled:
+    ) -> labeled.Labeled:
         """The data as an encoder sees them. DataError for lists of classes that differ, and labels
         that are missing or out of range; UsageError for parts or layers that it does not have."""
         found = self.splits
@@ -124,14 +120,15 @@ class Data:
         layers = features.choose_layers(encoder, settings["layers"], "cls4")
         for part in settings["parts"]:
             features.channels(1, encoder.dim, encoder.split, part, settings["split"])
-        shape = {key: settings[key] for key in ("size", "crop_pct", "interpolation")}
-        labeled = Labeled(
+        shape = {key: settings[key] for key in labeled.SHAPE}
+        seen = labeled.Labeled(
             encoder, found, rows, preprocess.evaluation_transform(encoder, **shape), layers,
             settings, encoders.features_folder(self.document, settings["encoder"], out), progress,
+            out,
         )  # fmt: skip
-        labeled.check()
-        labeled.notes |= notes
-        return labeled
+        seen.check()
+        seen.notes |= notes
+        return seen
 
 
 def pack(where: str, source: Source, folder: Path, progress: Callable[..., Any]) -> dict[str, Any]:
@@ -157,136 +154,3 @@ def pack(where: str, source: Source, folder: Path, progress: Callable[..., Any])
     )
     manifest.write_atomic(path, manifest.dump(manifest.rebase(document, folder)))
     return document
-
-
-def _digests(splits: dict[str, Any]) -> dict[str, str]:
-    return {split: index.digest for split, index in splits.items()}
-
-
-@dataclass
-class Labeled:
-    """Two labeled splits as an encoder sees them, `rows` of each.
-
-    settings: those of `transfer`. kept: the folder of features. progress(total, what, unit) is a
-    display with `advance`. notes: what an evaluation's record says of the data.
-    """
-
-    encoder: Any
-    splits: dict[str, Any]
-    rows: dict[str, list[int]]
-    transform: preprocess.Transform
-    layers: str
-    settings: dict[str, Any]
-    kept: Path
-    progress: Callable[..., Any]
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> list[str]:
-        return self.settings["parts"]
-
-    @property
-    def slicing(self) -> str:
-        return self.settings["split"]
-
-    @property
-    def classes(self) -> int:
-        """How many classes either split has."""
-        return max(features.classes_of(index) for index in self.splits.values())
-
-    def labels(self, split: str) -> Tensor:
-        """The labels of the split's rows, n int64."""
-        return torch.as_tensor(np.asarray(self.splits[split].labels)[self.rows[split]])
-
-    def check(self) -> None:
-        """Refuse labels that are missing or out of range; count classes without a picture."""
-        for split, index in self.splits.items():
-            keys = [index.keys[i] for i in self.rows[split]]
-            table = features.Table(torch.empty(0), self.labels(split), keys, self.classes)
-            features.require_labels(table, split)
-        counts = torch.bincount(self.labels("train"), minlength=self.classes)
-        if absent := (counts == 0).nonzero().flatten().tolist():
-            named = self.splits["train"].classes or list(range(self.classes))
-            first = ", ".join(str(named[label]) for label in absent[:3])
-            self.notes["absent_classes"] = len(absent)
-            said.warning(
-                "%d of %d classes have no training picture (%s%s); their test pictures count as"
-                " wrong", len(absent), self.classes, first, " …" if len(absent) > 3 else "",
-            )  # fmt: skip
-
-    def tables(self) -> tuple[features.Table, features.Table]:
-        """Features of both splits under the evaluation transform, on the device."""
-        settings = self.settings
-        tables = []
-        for split, index in self.splits.items():
-            with self.progress(len(self.rows[split]), f"features of {split}", "image") as bar:
-                table = features.extract(
-                    self.encoder, index, transform=self.transform, layers=self.layers,
-                    device=settings["device"], batch_size=settings["extract_batch_size"],
-                    workers=settings["workers"], limit=settings["limit"], cache=self.kept,
-                    progress=bar.advance,
-                )  # fmt: skip
-            if table.read:
-                said.info("features of %s: %s", split, table.read)
-            table.classes = self.classes
-            table.features = table.features.to(settings["device"])
-            tables.append(table)
-        return tables[0], tables[1]
-
-    def stream(self) -> Any:
-        """Features of new crops of the training pictures each epoch (features.Table.stream)."""
-        return features.stream(
-            self.encoder, self.splits["train"], self.rows["train"], transform=self.transform,
-            layers=self.layers, device=self.settings["device"], workers=self.settings["workers"],
-        )  # fmt: skip
-
-    def network(self, part: str, seed: int, drop_path: float) -> finetune.Classifier:
-        """A classifier on a copy of the encoder, with stochastic depth."""
-        encoder = copy.deepcopy(self.encoder)
-        if drop_path and hasattr(self.encoder, "settings"):
-            wanted = {**self.encoder.settings, "pretrained": False, "drop_path": drop_path}
-            encoder = backbones.create(wanted)
-            encoder.load_state_dict(self.encoder.state_dict())
-        blocks = 1 if self.layers == "last" else int(self.layers.removeprefix("cls"))
-        channels = features.channels(blocks, encoder.dim, encoder.split, part, self.slicing)
-        made = finetune.Classifier(encoder, self.layers, channels, self.classes, seed)
-        return made.to(self.settings["device"])
-
-    def train_batches(self, batch_size: int, seed: int, epoch: int) -> finetune.Batches:
-        """New crops of the training pictures in a new order; none is left out."""
-        rows = self.rows["train"]
-        draw = torch.Generator().manual_seed(preprocess.keyed("order", seed, epoch))
-        order = torch.randperm(len(rows), generator=draw).tolist()
-        return self._batches("train", [rows[i] for i in order], batch_size, (seed, epoch))
-
-    def test_batches(self) -> finetune.Batches:
-        """The test pictures under the evaluation transform."""
-        return self._batches("val", self.rows["val"], self.settings["extract_batch_size"])
-
-    def _batches(
-        self, split: str, rows: Sequence[int], size: int, augment: tuple[int, int] | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        index, device = self.splits[split], self.settings["device"]
-        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        shown = preprocess.load(
-            index, batches, self.transform, augment, device=device,
-            workers=self.settings["workers"],
-        )  # fmt: skip
-        for batch, pixels in zip(batches, shown, strict=True):
-            labels = torch.as_tensor(np.asarray(index.labels)[batch]).to(device)
-            yield self.transform.normalized(pixels), labels
-
-    def facts(self) -> dict[str, Any]:
-        """What a record says of data, features and pictures."""
-        return {
-            "features": f"{self.layers}, fp32",
-            "slicing": f"{self.slicing}; invariant are {self.encoder.split} of {self.encoder.dim}",
-            "transform": self.transform.describe(),
-            "metric": "percent of all test samples; macro is the mean over classes",
-            "train_samples": len(self.rows["train"]),
-            "test_samples": len(self.rows["val"]),
-            "classes": self.classes,
-            "absent_classes": 0,
-            "data": _digests(self.splits),
-            **self.notes,
-        }

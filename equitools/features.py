@@ -53,12 +53,13 @@ class Table:
 
 @dataclass
 class Outcome:
-    """What an evaluation says: percents by path, trained heads, arrays to keep, and how it was
-    done, in words."""
+    """What an evaluation says: percents by path, trained heads, arrays to keep, entries of files
+    that it wrote, and how it was done, in words."""
 
     scores: dict[str, float]
     heads: dict[str, Tensor] = field(default_factory=dict)
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -10,9 +10,11 @@ or CutMix, label smoothing, stochastic depth, warm-up; by timm.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools import features, optim, probing
+from equitools import checkpoint, features, optim, preprocess, probing
 from equitools.errors import NumericalError, UsageError
 
+KEEP_EVERY = 30.0  # seconds between two states of a run on disk
 Batches = Iterator[tuple[Tensor, Tensor]]  # normalized pictures b 3 h w, labels b
 
 
@@ -81,6 +84,32 @@ class Classifier(nn.Module):
         return self.head(features.vectors(self.encoder, image, self.layers)[:, self.channels])
 
 
+@dataclass
+class Kept:
+    """Where a run is saved after an epoch, and which run it is: another one's state is no state."""
+
+    path: Path
+    identity: str
+
+    def save(self, cursor: dict[str, Any], network: Classifier, optimizer: Any) -> None:
+        """The whole state, in one atomic file."""
+        moments = checkpoint.optimizer_tensors(optimizer)
+        states = {"network": network.state_dict(), "optimizer": moments}
+        cursor = {**cursor, "identity": self.identity}
+        checkpoint.save_tensors(self.path, checkpoint.pack(cursor, **states))
+
+    def restore(self, network: Classifier, optimizer: Any) -> dict[str, Any] | None:
+        """Put the state back, bit for bit; its cursor, or None where this run has none."""
+        if not self.path.exists():
+            return None
+        cursor, states = checkpoint.unpack(checkpoint.load_tensors(self.path))
+        if cursor["identity"] != self.identity:
+            return None
+        network.load_state_dict(states["network"])
+        checkpoint.load_optimizer(optimizer, states.get("optimizer", {}))
+        return cursor
+
+
 def fit(
     network: Classifier,
     train: Callable[[int], Batches],
@@ -91,37 +120,65 @@ def fit(
     batch_size: int,
     seed: int,
     progress: Callable[[int], Any] | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, float]:
     """Train; percents on `test` after the last epoch, and as `best/…` of the epoch whose top-1 is
     the highest there.
 
     train(epoch) gives its `steps` batches; progress is told of pictures. The result follows from
-    the seed. Raises NumericalError when the loss is no longer finite.
+    the seed; with `kept`, a run that was killed goes on after its last saved epoch and ends the
+    same. Raises NumericalError when the loss is no longer finite.
     """
     optimizer = _optimizer(network, recipe, batch_size)
-    classes = network.head.out_features
-    scores, best = {"top1": 0.0}, {"top1": -1.0}
-    with _drawn_from(seed, next(network.parameters()).device):
-        for epoch in range(recipe.epochs):
-            network.train()
-            total = torch.zeros((), device=network.head.weight.device)
-            for step, (image, labels) in enumerate(train(epoch)):
-                _set_rates(optimizer, recipe, epoch, step / steps)
-                image, targets = mixed(image, labels, classes, recipe)
-                loss = F.cross_entropy(network(image), targets)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.detach()
-                if progress is not None:
-                    progress(len(labels))
-            if not total.isfinite():
-                raise NumericalError(
-                    f"fine-tuning: the loss is not finite in epoch {epoch + 1}; give a smaller lr"
-                )
-            scores = judge(network, test())
-            best = max(best, scores, key=lambda one: one["top1"])
-    return scores | {f"best/{key}": value for key, value in best.items()}
+    cursor: dict[str, Any] = {
+        "epoch": 0,
+        "pictures": 0,
+        "scores": {"top1": 0.0},
+        "best": {"top1": -1.0},
+    }
+    if kept is not None and (found := kept.restore(network, optimizer)):
+        cursor = found
+        if progress is not None:
+            progress(cursor["pictures"])
+    saved = time.monotonic()
+    for epoch in range(cursor["epoch"], recipe.epochs):
+        with _drawn_from(seed, epoch, network.head.weight.device):
+            cursor["pictures"] += _epoch(
+                network, train(epoch), optimizer, recipe, epoch, steps, progress
+            )
+        cursor["scores"] = judge(network, test())
+        cursor["best"] = max(cursor["best"], cursor["scores"], key=lambda one: one["top1"])
+        cursor["epoch"] = epoch + 1
+        done = epoch + 1 == recipe.epochs
+        if kept is not None and (done or time.monotonic() - saved >= KEEP_EVERY):
+            kept.save(cursor, network, optimizer)
+            saved = time.monotonic()
+    return cursor["scores"] | {f"best/{key}": value for key, value in cursor["best"].items()}
+
+
+def _epoch(
+    network: Classifier, batches: Batches, optimizer: torch.optim.Optimizer, recipe: Recipe,
+    epoch: int, steps: int, progress: Callable[[int], Any] | None,
+) -> int:  # fmt: skip
+    """Train on every batch; how many pictures they had."""
+    network.train()
+    count, total = 0, torch.zeros((), device=network.head.weight.device)
+    for step, (image, labels) in enumerate(batches):
+        _set_rates(optimizer, recipe, epoch, step / steps)
+        image, targets = mixed(image, labels, network.head.out_features, recipe)
+        loss = F.cross_entropy(network(image), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        count += len(labels)
+        if progress is not None:
+            progress(len(labels))
+    if not total.isfinite():
+        raise NumericalError(
+            f"fine-tuning: the loss is not finite in epoch {epoch + 1}; give a smaller lr"
+        )
+    return count
 
 
 @torch.no_grad()
@@ -189,14 +246,14 @@ def _set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int, sha
 
 
 @contextmanager
-def _drawn_from(seed: int, device: torch.device) -> Iterator[None]:
-    """What torch and numpy (timm's mixup) draw inside follows from the seed, and outside from what
-    it was before."""
-    state = np.random.get_state()
+def _drawn_from(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """What torch and numpy (timm's mixup) draw inside follows from seed and epoch, and outside from
+    what it was before."""
+    state, drawn = np.random.get_state(), preprocess.keyed("finetune", seed, epoch)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
+            torch.manual_seed(drawn)
+            np.random.seed(drawn % 2**32)
             yield
     finally:
         np.random.set_state(state)

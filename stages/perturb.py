@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ def settings_of(
     tests: dict = {},  # noqa: B006
     draws: int = 3,
     seed: int = 0,
+    judge: Literal["probe", "finetuned"] = "probe",
     k: int = 20,
     layers: list[int] | None = None,
     norm: bool = True,
@@ -36,11 +36,12 @@ def settings_of(
     """The knobs of `perturb`; the signature is the schema.
 
     tests: {grid: {...}, sensitivity: {...}} with each one's own knobs. draws: passes with other
-    random parameters; seed: of them. k: neighbors, where there is no head. limit: so many samples
-    of a split at most. Of equivariance and layers alone: layers, blocks or stages from 1, -1 is the
-    last (null: all, or the first and each quarter); norm: a ViT's final norm on every block. Of
-    these and sensitivity: encoder, encoder_seed, pretrained, size, crop_pct, interpolation as
-    equi-probe has them, by default those of the probe or of the document.
+    random parameters; seed: of them. judge: the document's probe, or the networks that
+    equi-transfer finetune left, on their test data. k: neighbors, where there is no head. limit: so
+    many samples of a split at most. Of equivariance and layers alone: layers, blocks or stages from
+    1, -1 is the last (null: all, or the first and each quarter); norm: a ViT's final norm on every
+    block. Of these and sensitivity: encoder, encoder_seed, pretrained, size, crop_pct,
+    interpolation as equi-probe has them, by default those of the probe or of the document.
     """
 
 
@@ -72,6 +73,9 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
             f"{judged[0]} asks the encoder of the probe as the probe saw it, so perturb.{said[0]}"
             f" is for {' and '.join(evals.DIAGNOSES)} alone; run them apart"
         )
+    others = [name for name in settings["tests"] if name not in perturbed.TESTS]
+    if settings["judge"] == "finetuned" and others:
+        raise UsageError(f"judge=finetuned does not go with {others[0]}; run them apart")
     return settings
 
 
@@ -97,7 +101,9 @@ def run(request: Request) -> dict[str, Any] | None:
     if request.plan:
         request.print_plan(manifest.dump({"perturb": settings}))
         return None
-    from equitools import encoders, features, maps, shards
+    if settings["judge"] == "finetuned":
+        return run_finetuned(request, settings, tests)
+    from equitools import encoders, features, judges, maps, shards
     from equitools.evals import DIAGNOSES, perturbed
 
     document = request.document
@@ -118,27 +124,18 @@ def run(request: Request) -> dict[str, Any] | None:
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     heads = document["files"].get("probe.heads", {}).get("digest")
     identity = manifest.identity("perturb", matters, probe, weights, digests, heads)
-    out = request.out or request.choose_out(
-        encoders.folder(document, probe["encoder"], f"perturb-{identity[:8]}")
-    )
-    if (done := frame.finished(out, identity)) is not None:
-        request.say(f"{out} is finished already: this is its manifest")
+    name = f"perturb-{identity[:8]}"
+    out, done = begin(request, identity, encoders.folder(document, probe["encoder"], name))
+    if done is not None:
         return done
-    request.choose_out(out)
-    frame.lock(out)
     scores: dict[str, float] = {}
     facts: dict[str, Any] = {"encoder": label, "weights": weights, "data": digests}
     if tests:
-        kept = encoders.features_folder(document, probe["encoder"], out)
-        judge = find_judge(document, encoder, probe, settings, kept)
-        scores |= measure(encoder, index, judge, tests, probe, settings, kept)
+        judge = judges.of_probe(document, encoder, probe, settings, out, frame.progress)
+        scores |= judges.measure([judge], index, tests, settings, frame.progress)
         facts |= perturbed.facts(encoder, tests, probe)
-        facts |= {
-            "judge": f"{perturbed.judge_of(document, settings['k'])} of clean pictures,"
-            f" {probe['layers']}, slicing {probe['split']}",
-            "draws": settings["draws"],
-            "test_samples": len(features.subset(len(index), settings["limit"])),
-        }
+        who = perturbed.judge_of(document, settings["k"])
+        facts |= judged(f"{who} of clean pictures", judge, probe["split"], index, settings)
     for name in diagnoses:
         outcome = diagnose(name, encoder, splits, probe, settings)
         scores |= {f"perturb/{name}/{key}": value for key, value in outcome.scores.items()}
@@ -147,6 +144,59 @@ def run(request: Request) -> dict[str, Any] | None:
             request.said.warning("%s of %s is left out: %s", what, label, why)
     facts |= encoders.platform(settings["device"])
     return request.record(finish(document, settings, scores), identity, **facts)
+
+
+def run_finetuned(
+    request: Request, settings: dict[str, Any], tests: list[tuple[str, str, Any]]
+) -> dict[str, Any]:
+    """Judge every changed test set by the networks that a transfer fine-tuned, on its test data."""
+    from equitools import encoders, judges
+    from equitools.evals import perturbed
+
+    document = request.document
+    tuning = judges.tuning_of(document)
+    index = judges.test_pictures(document, tuning)
+    settings["device"] = encoders.pick_device(settings["device"])
+    settings["limit"] = tuning["limit"] if settings["limit"] is None else settings["limit"]
+    matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
+    identity = manifest.identity("perturb", matters, tuning, index.digest)
+    home = manifest.locate(document["files"]["transfer.heads"], "transfer.heads").parent
+    out, done = begin(request, identity, home / f"perturb-{identity[:8]}")
+    if done is not None:
+        return done
+    found = judges.of_tuning(document, tuning, out)
+    named = [(f"finetuned-{test}", name, column) for test, name, column in tests]
+    scores = judges.measure(found, index, named, settings, frame.progress)
+    who = f"{len(found)} fine-tuned networks with their heads"
+    facts = {"networks": tuning["networks"], "data": {"val": index.digest}}
+    facts |= perturbed.facts(found[0].encoder, named, tuning)
+    facts |= judged(who, found[0], tuning["split"], index, settings)
+    facts |= encoders.platform(settings["device"])
+    return request.record(finish(document, settings, scores), identity, **facts)
+
+
+def begin(request: Request, identity: str, default: Path) -> tuple[Path, Any]:
+    """The output folder, locked, and the manifest of what is finished there or None."""
+    out = request.out or request.choose_out(default)
+    if (done := frame.finished(out, identity)) is not None:
+        request.say(f"{out} is finished already: this is its manifest")
+        return out, done
+    out = request.choose_out(out)
+    frame.lock(out)
+    return out, None
+
+
+def judged(
+    who: str, judge: Any, slicing: str, index: Any, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a record says of judges and test pictures."""
+    from equitools import features
+
+    return {
+        "judge": f"{who}, {judge.layers}, slicing {slicing}",
+        "draws": settings["draws"],
+        "test_samples": len(features.subset(len(index), settings["limit"])),
+    }
 
 
 def finish(
@@ -208,71 +258,6 @@ def diagnose(
         what = f"patch tokens, {normed}" if encoder.is_vit else "maps of the stages"
         outcome.facts |= {"layers": layers, "maps": what}
     return outcome
-
-
-def find_judge(
-    document: dict[str, Any], encoder: Any, probe: dict[str, Any], settings: dict[str, Any],
-    kept: Path,
-) -> Any:  # fmt: skip
-    """A function from a table of test features to {part/metric: percent}."""
-    from equitools import checkpoint, features, preprocess, shards
-    from equitools.evals import knn, perturbed
-
-    if "probe.heads" in document["files"]:
-        path = manifest.verify(document["files"]["probe.heads"], "probe.heads")
-        return partial(perturbed.judge, heads=checkpoint.load_tensors(path), slicing=probe["split"])
-    index = shards.open_split(document, "train")
-    shape = {key: probe[key] for key in ("size", "crop_pct", "interpolation")}
-    with frame.progress(len(index), "features of train", "image") as bar:
-        train = features.extract(
-            encoder, index, transform=preprocess.evaluation_transform(encoder, **shape),
-            layers=probe["layers"], device=settings["device"], workers=settings["workers"],
-            batch_size=settings["extract_batch_size"], limit=probe["limit"], cache=kept,
-            progress=bar.advance,
-        )  # fmt: skip
-    if train.read:
-        frame.said.info("features of train: %s", train.read)
-    features.require_labels(train, "train")
-
-    def neighbors(table: Any) -> dict[str, float]:
-        knobs = {"k": [settings["k"]], "temperature": probe["temperature"][:1]}
-        found = knn(train, table, probe["parts"], probe["split"], **knobs).scores
-        return {f"{key.split('/')[0]}/{key.split('/')[-1]}": v for key, v in found.items()}
-
-    return neighbors
-
-
-def measure(
-    encoder: Any, index: Any, judge: Any, tests: list[tuple[str, str, Any]],
-    probe: dict[str, Any], settings: dict[str, Any], kept: Path,
-) -> dict[str, float]:  # fmt: skip
-    """Every score: `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws."""
-    from equitools import features, preprocess
-    from equitools.evals import perturbed
-
-    count = len(features.subset(len(index), settings["limit"]))
-    passes = sum(settings["draws"] if column.operations else 1 for _, _, column in tests)
-    scores: dict[str, float] = {}
-    with frame.progress(count * passes, "changed pictures", "image") as bar:
-        for test, name, column in tests:
-            transform = preprocess.evaluation_transform(
-                encoder, size=probe["size"], crop_pct=probe["crop_pct"],
-                interpolation=column.interpolation,
-            )  # fmt: skip
-            draws = []
-            for draw in range(settings["draws"] if column.operations else 1):
-                table = features.extract(
-                    encoder, index, transform=transform, layers=probe["layers"],
-                    device=settings["device"], batch_size=settings["extract_batch_size"],
-                    workers=settings["workers"], limit=settings["limit"], progress=bar.advance,
-                    cache=kept, perturb=perturbed.perturbation(
-                        column, transform.size, settings["seed"], draw
-                    ),
-                )  # fmt: skip
-                features.require_labels(table, "val")
-                draws.append(judge(table))
-            scores |= perturbed.summary(f"perturb/{test}/{name}", draws)
-    return scores
 
 
 PROGRAM = Program(

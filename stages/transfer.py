@@ -70,6 +70,10 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("limit", "size"):
         if settings[key] is not None and settings[key] < 1:
             raise UsageError(f"transfer.{key} is {settings[key]}; it is at least 1")
+    if settings["eval"] == "linear":
+        from equitools.evals import frozen
+
+        frozen.check(settings)
     if settings["data"] is not None:
         settings["data"] = str(files.absolute(settings["data"]))
     return settings
@@ -114,7 +118,8 @@ def run(request: Request) -> dict[str, Any] | None:
 def write(
     document: dict[str, Any], settings: dict[str, Any], outcome: Any, out: Path
 ) -> dict[str, Any]:
-    """Save trained heads, and put settings, files and scores into the document.
+    """Save trained heads, and put settings, files and scores into the document, in place of what an
+    earlier transfer left there.
 
     What is said of another encoder than the document's own says nothing of this one.
     """
@@ -123,7 +128,8 @@ def write(
         known = {}
         entries = {key: v for key, v in entries.items() if key not in ("encoder", "probe.heads")}
         document = {key: value for key, value in document.items() if key != "probe"}
-    entries.pop("transfer.heads", None)
+    entries = {key: entry for key, entry in entries.items() if not key.startswith("transfer.")}
+    entries |= outcome.files
     if outcome.heads:
         from equitools import checkpoint
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from asking import ask, write
+from equitools.stages import perturb
 from equitools.stages.transfer import PROGRAM
 from pictures import make_folder
 
@@ -160,3 +161,26 @@ def test_equi_transfer_classifies_a_folder_three_ways(folder, tmp_path):
     tuned = ask(PROGRAM, *words, "finetune", "recipe=modern", *fast, out=tmp_path / "tuned")
     assert tuned["history"][-1]["recipe"]["layer_decay"] == 0.75
     assert manifest.load_file(tmp_path / "tuned" / "manifest.yaml")[0]["scores"]
+
+
+def test_a_folder_of_pictures_that_was_packed_is_what_turned_pictures_are_made_of(folder, tmp_path):
+    start = {"equitools": 1, "kind": "checkpoint", "recipe": {"backbone": {"name": "vit_mini"}}}
+    words = [write(start, tmp_path / "run.yaml"), f"data={folder}", "encoder=random", "workers=0"]
+    tuned = ask(PROGRAM, *words, "finetune", "epochs=1", "seeds=0", out=tmp_path / "tuned")
+    words = [tmp_path / "tuned" / "manifest.yaml", "rotation", "judge=finetuned", "workers=0"]
+    found = ask(perturb.PROGRAM, *words, "draws=1", out=tmp_path / "turned")
+    assert found["history"][-1]["test_samples"] == tuned["history"][-1]["test_samples"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["epochs=3"], "epochs is of head=sgd"),
+        (["cached=true"], "cached is of head=sgd"),
+        (["head=sgd", "penalties=0.1"], "penalties is of head=logistic"),
+        (["head=sgd", "holdout=0.3"], "holdout is of head=logistic"),
+    ],
+)
+def test_a_knob_of_the_other_head_is_refused(words, said):
+    with pytest.raises(UsageError, match=said):
+        ask(PROGRAM, "linear", *words)

@@ -38,11 +38,11 @@ def batches(size=4):
     return list(zip(image.split(size), labels.split(size), strict=True))
 
 
-def fit(net, recipe, seen=None, size=4):
+def fit(net, recipe, seen=None, size=4, kept=None, train=None):
     return finetune.fit(
-        net, lambda epoch: iter(batches(size)), lambda: iter(batches(5)), recipe,
+        net, train or (lambda epoch: iter(batches(size))), lambda: iter(batches(5)), recipe,
         steps=finetune.steps_of(COUNT, size), batch_size=size, seed=3,
-        progress=None if seen is None else seen.append,
+        progress=None if seen is None else seen.append, kept=kept,
     )  # fmt: skip
 
 
@@ -87,6 +87,38 @@ def test_the_result_follows_from_the_seed_and_disturbs_nothing(encoder, recipe):
     assert torch.equal(state, torch.random.get_rng_state())
     assert (np.random.get_state()[1] == other).all()
     assert not torch.equal(nets[0].head.weight, network(encoder, seed=1).head.weight)
+
+
+@pytest.mark.parametrize("recipe", [PAPER, MODERN])
+def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_path, monkeypatch):
+    recipe = replace(recipe, epochs=4, lr=0.05, drop_path=0.0)
+    kept = finetune.Kept(tmp_path / "resume.safetensors", "this run")
+    whole, killed, again = (network(encoder) for _ in range(3))
+    expected = fit(whole, recipe)
+
+    def dies_in_the_third(epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return iter(batches())
+
+    monkeypatch.setattr(finetune, "KEEP_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, recipe, kept=kept, train=dies_in_the_third)
+    seen = []
+    assert fit(again, recipe, seen, kept=kept) == expected
+    assert seen == [22, *[4, 4, 3] * 2]
+    for mine, wanted in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+    done = fit(network(encoder), recipe, kept=kept, train=lambda epoch: pytest.fail("trained"))
+    assert done == expected
+
+
+def test_the_state_of_another_run_is_not_taken(encoder, tmp_path):
+    recipe, path = replace(PAPER, epochs=1, lr=0.05), tmp_path / "resume.safetensors"
+    fit(network(encoder), recipe, kept=finetune.Kept(path, "another"))
+    seen = []
+    fit(network(encoder), recipe, seen, kept=finetune.Kept(path, "this run"))
+    assert seen == [4, 4, 3]
 
 
 def test_it_learns_and_states_the_last_and_the_best_epoch(encoder):

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 from asking import ask, make_chain, write
-from equitools.stages import perturb, probe
+from equitools.stages import perturb, probe, transfer
 from forked import BIN, ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
@@ -144,6 +144,35 @@ def test_neighbors_judge_where_there_is_no_head(chain, tmp_path):
     scores = found["scores"]
     assert scores["perturb/grid/orig/all/mean/top1"] == scores["probe/knn/all/k20/top1"]
     assert found["history"][-1]["judge"].startswith("20-NN")
+
+
+def test_fine_tuned_networks_judge_the_pictures_that_they_were_tested_on(chain, tmp_path):
+    """The untouched pictures give what fine-tuning gave, as a mean over its seeds."""
+    fast = ["workers=0", "epochs=2", "lr=0.05", "batch_size=16", "seeds=0,1"]
+    words = [chain, "finetune", "encoder=random", "parts=all,ir", *fast]
+    tuned = ask(transfer.PROGRAM, *words, out=tmp_path / "tuned")
+    assert not list((tmp_path / "tuned").rglob("resume.safetensors"))
+    named = [f"transfer.encoder/{part}/seed{seed}" for part in ("all", "ir") for seed in (0, 1)]
+    assert [key for key in tuned["files"] if key.startswith("transfer.encoder")] == named
+    source = tmp_path / "tuned" / "manifest.yaml"
+    words = [source, "grid", "rotation", "judge=finetuned", "draws=2", "workers=0"]
+    found = ask(perturb.PROGRAM, *words, out=tmp_path / "judged")
+    scores = found["scores"]
+    for part in ("all", "ir"):
+        untouched = scores[f"perturb/finetuned-grid/orig/{part}/mean/top1"]
+        assert untouched == pytest.approx(scores[f"transfer/finetune/{part}/mean/top1"])
+        assert f"perturb/finetuned-rotation/ro90/{part}/sd/top1" in scores
+    assert found["history"][-1]["judge"].startswith("4 fine-tuned networks")
+
+
+def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, probed, tmp_path):
+    with pytest.raises(EquiError, match="equi-transfer finetune") as refused:
+        ask(perturb.PROGRAM, probed, "grid", "judge=finetuned", out=tmp_path / "out")
+    assert refused.value.code == 3
+    words = ["sensitivity", "grid", "judge=finetuned"]
+    with pytest.raises(EquiError, match="run them apart") as refused:
+        ask(perturb.PROGRAM, probed, *words, out=tmp_path / "out")
+    assert refused.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 The feature is that of the linear probe (CLS of the last four blocks of a ViT), and gradients flow
 through all of it; pictures are cropped and flipped at random, anew in every epoch. Recipes stand in
 `finetune`. `top1` is after the last epoch; `best/top1` of the best epoch on the test data, as Song
-et al. (2025, "CLeVER") and much of the literature print it.
+et al. (2025, "CLeVER") and much of the literature print it. Every network is saved as it is after
+its last epoch; a run that was killed goes on after its last saved epoch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from equitools import finetune, probing
-from equitools.downstream import Labeled
 from equitools.errors import UsageError
 from equitools.features import Outcome
+from equitools.labeled import Labeled
 
 
 def evaluate(
@@ -59,10 +60,15 @@ def evaluate(
         for name in source.parts:
             runs: dict[str, dict[str, float]] = {}
             for seed in seeds:
-                found = _run(source, name, chosen, batch, seed, bar.advance)
+                network = source.network(name, seed, chosen.drop_path)
+                found = _run(source, name, network, chosen, batch, seed, bar.advance)
+                entries, head = source.keep_network(name, seed, network)
+                outcome.files |= entries
+                outcome.heads |= head
                 runs[f"seed{seed}"] = found
                 outcome.scores |= {f"{name}/seed{seed}/{key}": v for key, v in found.items()}
             outcome.scores |= probing.spread(runs, name)
+    source.forget_runs()
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0; the whole network is trained",
         "recipe": asdict(chosen),
@@ -78,10 +84,10 @@ def evaluate(
 
 
 def _run(
-    source: Labeled, name: str, recipe: finetune.Recipe, batch: int, seed: int, progress: Any
-) -> dict[str, float]:
+    source: Labeled, name: str, network: finetune.Classifier, recipe: finetune.Recipe, batch: int,
+    seed: int, progress: Any,
+) -> dict[str, float]:  # fmt: skip
     """One part, one seed."""
-    network = source.network(name, seed, recipe.drop_path)
     return finetune.fit(
         network,
         lambda epoch: source.train_batches(batch, seed, epoch),
@@ -91,4 +97,5 @@ def _run(
         batch_size=batch,
         seed=seed,
         progress=progress,
+        kept=source.kept_run(name, seed, asdict(recipe), batch),
     )

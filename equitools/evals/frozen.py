@@ -9,16 +9,23 @@ momentum 0.9, lr 0.001 · batch / 256, cosine per epoch to 0, no decay.
 
 from __future__ import annotations
 
-from typing import Literal
+import inspect
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from equitools import classifiers, logistic, probing
-from equitools.downstream import Labeled
 from equitools.errors import UsageError
 from equitools.features import Outcome, part
+from equitools.labeled import Labeled
 from equitools.linear_heads import Heads
+
+# The knobs of one head; with the other they would do nothing.
+KNOBS = {
+    "logistic": ("penalties", "holdout", "iterations"),
+    "sgd": ("epochs", "lrs", "batch_size", "cached"),
+}
 
 
 def evaluate(
@@ -50,6 +57,18 @@ def evaluate(
         raise UsageError("transfer.penalties lists numbers above 0")
     wanted, seed = list(penalties or logistic.PENALTIES), (seeds or [0])[0]
     return _logistic(source, wanted, holdout, iterations, seed)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """UsageError for a knob, changed from its default, of a head that is not asked for."""
+    defaults = inspect.signature(evaluate).parameters
+    other = "sgd" if settings["head"] == "logistic" else "logistic"
+    for key in KNOBS[other]:
+        if settings[key] != defaults[key].default:
+            raise UsageError(
+                f"transfer.{key} is of head={other}, and the head is {settings['head']}; say"
+                f" head={other} or leave {key} out"
+            )
 
 
 def _logistic(

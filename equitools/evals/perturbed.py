@@ -217,7 +217,7 @@ def facts(
         found[f"{test}/{name}"] = {"picture": plain.describe(), **angle, **changed}
     return {
         "transform": found,
-        "metric": "micro accuracy in percent of all test samples, mean over the probe's seeds",
+        "metric": "micro accuracy in percent of all test samples, mean over the seeds of the heads",
     }
 
 
