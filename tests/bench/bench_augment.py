@@ -3,8 +3,9 @@
     python tests/bench/bench_augment.py [FOLDER] [--images 24] [--rounds 5]
 
 FOLDER holds JPEGs, at any depth; without it photo-like ones are made (375 × 500). One thread, CPU
-time, medians of interleaved rounds. Everything is timed from encoded bytes in memory to normalized
-floats in the training process: decoding, cropping, all operations, stacking.
+time, medians of interleaved rounds; memory is what a batch of all images holds at its peak.
+Everything is timed from encoded bytes in memory to normalized floats in the training process:
+decoding, cropping, all operations, stacking.
 
 The peer is the multi-crop that Caron et al. (2021, "DINO") describe with the colors of Grill et al.
 (2020, "BYOL"): one torchvision pipeline on PIL images for each view. BAug is that; CAug+ has a
@@ -27,6 +28,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from held import peak
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
@@ -124,11 +126,11 @@ def pipelines(
     work: dict[str, Callable[[], object]] = {"torch": without_extension(ours), "peer": peer}
     if augment.engine() == "C":
         work["C"] = ours
-    rate = rates(work, len(files), rounds)
+    rate, held = rates(work, len(files), rounds), {key: peak(run) for key, run in work.items()}
     print(what + ": " + ", ".join(f"{key} {value:.1f}/s" for key, value in rate.items()))
     for key, aim in aims.items():
         name = what + (", without the extension" if key == "torch" else "")
-        row(name, PEER, rate, key, "images/s", aim)
+        row(name, PEER, rate, held, key, "images/s", aim)
 
 
 def pil(data: bytes) -> Image.Image:
@@ -152,11 +154,11 @@ def elastic_alone(rounds: int, count: int = 16, size: int = 224) -> None:
     work: dict[str, Callable[[], object]] = {"torch": without_extension(ours), "peer": peer}
     if augment.engine() == "C":
         work["C"] = ours
-    rate = rates(work, count, rounds)
+    rate, held = rates(work, count, rounds), {key: peak(run) for key, run in work.items()}
     what, name = "elastic alone, 224 px", f"torchvision {version('torchvision')} ElasticTransform"
     print(what + ": " + ", ".join(f"{key} {value:.1f}/s" for key, value in rate.items()))
-    row(what, name, rate, "C", "crops/s", "20")
-    row(what + ", without the extension", name, rate, "torch", "crops/s", "-")
+    row(what, name, rate, held, "C", "crops/s", "20")
+    row(what + ", without the extension", name, rate, held, "torch", "crops/s", "-")
 
 
 def without_extension(work: Callable[[], object]) -> Callable[[], object]:
@@ -179,13 +181,16 @@ def rates(work: dict[str, Callable[[], object]], count: int, rounds: int) -> dic
     return {key: count / statistics.median(value) for key, value in times.items()}
 
 
-def row(what: str, peer: str, rate: dict[str, float], key: str, unit: str, aim: str) -> None:
+def row(
+    what: str, peer: str, rate: dict[str, float], held: dict[str, float], key: str, unit: str,
+    aim: str,
+) -> None:  # fmt: skip
     if key not in rate:
         print(f"skip | {what} | the extension was not built")
         return
     ratio = rate[key] / rate["peer"]
     print(f"row | {what} | {peer} | {rate[key]:.1f} | {rate['peer']:.1f} | {unit} | {ratio:.1f}"
-          f" | {aim} | -")  # fmt: skip
+          f" | {aim} | {held[key]:.0f} / {held['peer']:.0f} MiB")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,17 +15,16 @@ at the peak beyond bank, index and queries.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from held import peak
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -63,21 +62,6 @@ def by_faiss(bank: Tensor) -> Callable[[Tensor, int], Any]:
     index = faiss.IndexFlatIP(WIDTH)
     index.add(bank.numpy())
     return lambda queries, k: index.search(queries.numpy(), k)
-
-
-def peak(work: Callable[[], Any]) -> float:
-    """MiB that `work` holds at its peak beyond what is held before it; Linux with glibc only."""
-    ctypes.CDLL(None).malloc_trim(0)  # else it would reuse what others have freed, unseen
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    work()
-    return (status("VmHWM") - before) / 1024
-
-
-def status(name: str) -> int:
-    """A field of this process's status, in KiB."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition(f"{name}:")[2].split()[0])
 
 
 def contenders(samples: int, k: int, full: bool) -> dict[str, Callable[[], Any]]:

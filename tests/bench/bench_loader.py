@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import webdataset
 from bench_augment import FULL, reference
+from held import peak
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
@@ -220,14 +221,17 @@ def reading(samples: Samples, rounds: int) -> None:
             times[name].append((time.process_time() - began) / count)
     assert len(counts) == 1, "every contender reads every sample"
     speed = {name: 1 / statistics.median(found) for name, found in times.items()}
+    held = {name: peak(work) for name, work in contenders.items()}
     for name, value in speed.items():
         print(f"reading  {name:12} {value:8.0f} samples/s")
     peer = f"webdataset {_v('webdataset')}"
-    row("reading shards, no decode", f"{peer}, its tars", speed["ours"], speed["wds"], PER, 6)
-    row("reading webdataset's tars, no decode, indexing included", peer, speed["ours on wds"],
-        speed["wds"], PER, 3)  # fmt: skip
-    row("webdataset reading our tars", f"{peer} reading its own", speed["wds on ours"],
-        speed["wds"], PER, 1.5)  # fmt: skip
+    for what, theirs_is, name, aim in (
+        ("reading shards, no decode", f"{peer}, its tars", "ours", 6),
+        ("reading webdataset's tars, no decode, indexing included", peer, "ours on wds", 3),
+        ("webdataset reading our tars", f"{peer} reading its own", "wds on ours", 1.5),
+    ):
+        memory = f"{held[name]:.1f} / {held['wds']:.1f} MiB"
+        row(what, theirs_is, speed[name], speed["wds"], PER, aim, memory)
 
 
 PER = "samples/s"
@@ -263,7 +267,7 @@ def with_index(document: dict[str, Any]) -> int:
 
 
 def row(
-    what: str, peer: str, ours: float, theirs: float, unit: str, aim: float, memory: str = "-"
+    what: str, peer: str, ours: float, theirs: float, unit: str, aim: float, memory: str
 ) -> None:
     """One line of the table."""
     numbers = f"{ours:.4g} | {theirs:.4g} | {unit} | {ours / theirs:.2f} | {aim:g}"

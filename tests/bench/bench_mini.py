@@ -6,7 +6,8 @@ Recipe: DINO and CLeVER on resnet-mini, 2×64 + 4×32 px, 64 images a step, CAug
 shards, crops in one worker, the rest where the model is, channels-last, bf16 where the processor
 has the instructions. Peer: Pillow decodes, torchvision makes the same views in one worker, planar
 fp32. Both train the same terms with the same loop on all cores; wall time from the first step's
-start to the last one's end, rounds interleaved. Without FOLDER it makes JPEGs of 112 px.
+start to the last one's end, rounds interleaved; memory is what the training process holds at the
+peak of some steps beyond the model. Without FOLDER it makes JPEGs of 112 px.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 import torchvision
 from bench_augment import reference
+from held import peak
 from PIL import Image
 from torch import nn
 
@@ -171,11 +173,13 @@ def compare(index: Any, steps: int, rounds: int) -> None:
             if turn:  # the first round fills caches and starts workers
                 rates[name].append(rate)
     ours, peer = (statistics.median(rates[name]) for name in ("ours", "peer"))
+    held = {name: peak(lambda train=train: train(3)) for name, train in contenders.items()}
+    memory = f"{held['ours']:.0f} / {held['peer']:.0f} MiB"
     print(f"ours {ours:,.0f} images/min, peer {peer:,.0f}; bf16 {has_bf16()}, {rates}")
     print(
         "row | mini pretraining, DINO + CLeVER, resnet-mini 2×64+4×32, all cores |"
         f" same recipe, fp32 and torchvision {torchvision.__version__} PIL views |"
-        f" {ours:.0f} | {peer:.0f} | images/min | {ours / peer:.2f} | 2 | -"
+        f" {ours:.0f} | {peer:.0f} | images/min | {ours / peer:.2f} | 2 | {memory}"
     )
 
 

@@ -6,7 +6,8 @@ The files are those of FOLDER in turn, or random bytes around ImageNet's mean si
 listing to a sync of what was written, all on the same disk, rounds interleaved. ShardWriter is
 given the bytes, the label and the JSON that ours writes; tar stores the bare files. Ours has as
 many threads as there are cores and computes the sha256 of its shards and their table meanwhile; the
-peers have one thread. CPU time is of all threads and children.
+peers have one thread. CPU time is of all threads and children. Memory is what packing holds at its
+peak in this process; tar is another one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+
+from held import peak
 
 from equitools import packers, packing, shardset, sources, tarwriter
 
@@ -64,19 +67,30 @@ def compare(folder: Path, base: Path, count: int, rounds: int, workers: int) -> 
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, pack in contenders.items():
-            shutil.rmtree(base / "out", ignore_errors=True)
-            (base / "out").mkdir()
+            empty(base / "out")
             os.sync()
             began, before = time.perf_counter(), sum(os.times()[:4])
             pack(base / "out")
             wall[name].append((time.perf_counter() - began) / count)
             cpu[name].append((sum(os.times()[:4]) - before) / count)
+    held = {
+        name: peak(lambda pack=pack: pack(empty(base / "out")))
+        for name, pack in contenders.items() if name != "tar"
+    }  # fmt: skip
     rate = {name: 1 / statistics.median(found) for name, found in wall.items()}
     for name, value in rate.items():
         spent = statistics.median(cpu[name]) * 1e6
         print(f"packing  {name:5} {value:8.0f} files/s, {spent:.0f} µs of CPU a file")
-    row(f"webdataset {version('webdataset')} ShardWriter", rate["ours"], rate["wds"], 2.5)
-    row(tar_version(), rate["ours"], rate["tar"], 1)
+    row(f"webdataset {version('webdataset')} ShardWriter", rate["ours"], rate["wds"], 2.5,
+        f"{held['ours']:.0f} / {held['wds']:.0f} MiB")  # fmt: skip
+    row(tar_version(), rate["ours"], rate["tar"], 1, f"{held['ours']:.0f} / - MiB")
+
+
+def empty(folder: Path) -> Path:
+    """The folder, with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def with_tar(folder: Path, out: Path) -> None:
@@ -114,10 +128,10 @@ def tar_version() -> str:
     return said.splitlines()[0].replace("tar (GNU tar)", "GNU tar")
 
 
-def row(peer: str, ours: float, theirs: float, aim: float) -> None:
+def row(peer: str, ours: float, theirs: float, aim: float, memory: str) -> None:
     """One line of the table."""
     numbers = f"{ours:.0f} | {theirs:.0f} | files/s | {ours / theirs:.2f} | {aim:g}"
-    print(f"row | packing files, synced | {peer} | {numbers} | -")
+    print(f"row | packing files, synced | {peer} | {numbers} | {memory}")
 
 
 if __name__ == "__main__":

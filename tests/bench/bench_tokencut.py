@@ -12,7 +12,6 @@ memory is what is held at the peak beyond W. Then whole pictures, with a network
 from __future__ import annotations
 
 import argparse
-import ctypes
 import io
 import os
 import statistics
@@ -26,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import scipy
 import torch
+from held import peak
 from PIL import Image, ImageOps
 
 from equitools import backbones, bilateral, tokencut
@@ -68,20 +68,6 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     found = work()
     return time.process_time() - start, found
-
-
-def peak(work: Callable[[], Any]) -> float:
-    """MiB that `work` holds at its peak beyond what is held before it; Linux with glibc only."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    work()
-    return (status("VmHWM") - before) / 1024
-
-
-def status(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition(f"{name}:")[2].split()[0])
 
 
 def eigenvector(shape: tuple[int, int], given: list[Image.Image], rounds: int) -> None:
