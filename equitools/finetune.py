@@ -9,6 +9,7 @@ or CutMix, label smoothing, stochastic depth, warm-up; by timm.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from equitools import checkpoint, features, optim, preprocess, probing
 from equitools.errors import NumericalError, UsageError
 
+said = logging.getLogger("equitools")
 KEEP_EVERY = 30.0  # seconds between two states of a run on disk
 Batches = Iterator[tuple[Tensor, Tensor]]  # normalized pictures b 3 h w, labels b
 
@@ -138,6 +140,7 @@ def fit(
     }
     if kept is not None and (found := kept.restore(network, optimizer)):
         cursor = found
+        said.info("fine-tuning goes on after epoch %d of %d", cursor["epoch"], recipe.epochs)
         if progress is not None:
             progress(cursor["pictures"])
     saved = time.monotonic()
