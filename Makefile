@@ -42,10 +42,14 @@ DATA       ?= $(DATA_$(SCALE))
 # At paper scale the probe's features are computed anew from new crops in every epoch.
 CLASSES        ?= $(if $(filter paper,$(SCALE)),in100)
 # Epochs and widths for tables within 20 minutes on two cores (mini), or meant for one GPU (small).
-pretrain_mini   = epochs=$(if $(findstring .ser-mini,$*),5,8)
+# A folder of any size takes the time of the digits: their steps, and a limit to a probe's pictures.
+embedded        = $(filter digits scenes,$(DATA))
+short           = $(findstring .ser-mini,$*)
+pretrain_mini   = $(if $(embedded),epochs=$(if $(short),5,8),steps=$(if $(short),112,180))
 pretrain_small := epochs=30
+probe_mini      = $(if $(embedded),,limit=2000)
 probe_paper    := cached=false
-mlp_mini       := epochs=20 hidden=256
+mlp_mini        = epochs=20 hidden=256 $(probe_mini)
 layers_mini    := tests.layers.epochs=10 tests.layers.hidden=256
 mlp_paper      := $(probe_paper)
 tuning_mini    := epochs=5 lr=0.03 seeds=0

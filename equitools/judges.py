@@ -6,6 +6,7 @@ which pictures are shown to it. A probe is one judge; fine-tuning left one for e
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from equitools import checkpoint, downstream, encoders, features, manifest, prep
 from equitools.errors import DataError
 from equitools.evals import knn, perturbed
 
+said = logging.getLogger("equitools")
 ENCODER = "transfer.encoder/"
 
 
@@ -56,7 +58,7 @@ def of_probe(
             progress=bar.advance,
         )  # fmt: skip
     if train.read:
-        downstream.said.info("features of train: %s", train.read)
+        said.info("features of train: %s", train.read)
     features.require_labels(train, "train")
 
     def neighbors(table: features.Table) -> dict[str, float]:

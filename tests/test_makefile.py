@@ -281,6 +281,16 @@ def test_tables_share_their_cells(project: Path) -> None:
     assert "encoder=random" in log
 
 
+def test_at_mini_a_folder_of_any_size_takes_the_time_of_the_embedded_data(project: Path) -> None:
+    digits = make(project, "-n", "reproduce-table2").stdout
+    assert " epochs=8" in digits
+    assert "limit=" not in digits
+    folder = make(project, "-n", "reproduce-table2", "DATA=/a/photos").stdout
+    assert " epochs=8" not in folder
+    assert folder.count(" steps=180 ") == folder.count('/equi-pretrain" -') > 0
+    assert folder.count(" limit=2000 ") == folder.count('/equi-probe" -') > 0
+
+
 def test_a_part_of_a_cell_takes_all_classes_at_paper_scale(project: Path) -> None:
     words = ["SCALE=paper", "DATA=/d/imagenet"]
     for cell, given in (("dino.vit-small.e100", True), ("dino.vit-small.e100.in1k", False)):
