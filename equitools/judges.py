@@ -86,7 +86,7 @@ def tuning_of(document: dict[str, Any]) -> dict[str, Any]:
     return {key: transfer[key] for key in keys} | {"networks": networks, "heads": heads}
 
 
-def test_pictures(document: dict[str, Any], tuning: dict[str, Any]) -> Any:
+def tested_on(document: dict[str, Any], tuning: dict[str, Any]) -> Any:
     """The val split on which the networks were tested before."""
     data = downstream.open_data(document, tuning)
     if data.splits is not None:

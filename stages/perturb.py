@@ -155,7 +155,7 @@ def run_finetuned(
 
     document = request.document
     tuning = judges.tuning_of(document)
-    index = judges.test_pictures(document, tuning)
+    index = judges.tested_on(document, tuning)
     settings["device"] = encoders.pick_device(settings["device"])
     settings["limit"] = tuning["limit"] if settings["limit"] is None else settings["limit"]
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
@@ -229,7 +229,7 @@ def diagnose(
 ) -> Any:  # fmt: skip
     """What one evaluation of maps says of an encoder, and how it was done."""
     from equitools import encoders, features, maps, preprocess
-    from equitools.evals import DIAGNOSES
+    from equitools.evals import DIAGNOSES, sensitivity
 
     knobs = settings["tests"][name]
     default = maps.quarters(encoder.depth) if name == "layers" else None
@@ -239,10 +239,13 @@ def diagnose(
     limits = {"val": maps.fewest(*(knobs.get(what) for what in ASKED))}
     if name in TRAINED:
         limits["train"] = maps.fewest(knobs.get("train_pairs"), knobs.get("train_pictures"))
-    total = sum(
-        len(features.subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
+    shown = {
+        split: len(features.subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
         for split, limit in limits.items()
-    )
+    }
+    total = sum(shown.values())
+    if name == "sensitivity":
+        total = sensitivity.pictures_read(knobs, encoder.split, shown["train"], shown["val"])
     with frame.progress(total, name, "image") as bar:
         source = maps.source(
             encoder, splits, transform, layers, norm=settings["norm"], seed=settings["seed"],

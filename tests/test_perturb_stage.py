@@ -10,7 +10,7 @@ from equitools.stages import perturb, probe, transfer
 from forked import BIN, ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
-from equitools import augment, manifest
+from equitools import augment, frame, manifest
 from equitools.errors import DataError, EquiError
 from equitools.evals import perturbed
 from equitools.features import Table
@@ -163,6 +163,31 @@ def test_fine_tuned_networks_judge_the_pictures_that_they_were_tested_on(chain, 
         assert untouched == pytest.approx(scores[f"transfer/finetune/{part}/mean/top1"])
         assert f"perturb/finetuned-rotation/ro90/{part}/sd/top1" in scores
     assert found["history"][-1]["judge"].startswith("4 fine-tuned networks")
+
+
+@pytest.mark.parametrize("tuned", ["false", "true"])
+def test_the_progress_of_sensitivity_ends_at_its_total(chain, tmp_path, monkeypatch, tuned):
+    read, totals = [], []
+
+    class Bar:
+        advance = read.append
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def progress(total, what, unit):
+        totals.append(total)
+        return Bar()
+
+    monkeypatch.setattr(frame, "progress", progress)
+    knobs = {"epochs": 1, "seeds": "0,1", "finetune": tuned, "tuning_epochs": 2}
+    knobs |= {"train_pictures": 20, "batch_size": 16}
+    words = [f"tests.sensitivity.{key}={value}" for key, value in knobs.items()]
+    ask(perturb.PROGRAM, chain, "sensitivity", *words, "workers=0", out=tmp_path)
+    assert sum(read) == totals[0]
 
 
 def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, probed, tmp_path):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,6 +95,15 @@ def evaluate(
     }
     outcome.heads = {}
     return outcome
+
+
+def pictures_read(knobs: dict[str, Any], split: int | None, train: int, test: int) -> int:
+    """How many pictures are read in all, of so many in each split: for a progress display."""
+    if not knobs["finetune"]:
+        return train + test
+    parts = knobs["parts"] or (["all", "ir", "ef"] if split else ["all"])
+    judged = len(knobs["seeds"]) * knobs["tuning_epochs"] * test
+    return train + test + len(parts) * (train + judged)
 
 
 def tuned(
