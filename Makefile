@@ -52,7 +52,7 @@ probe_paper    := cached=false
 mlp_mini        = epochs=20 hidden=256 $(probe_mini)
 layers_mini    := tests.layers.epochs=10 tests.layers.hidden=256
 mlp_paper      := $(probe_paper)
-tuning_mini    := epochs=5 lr=0.03 seeds=0
+tuning_mini    := epochs=10 batch_size=32 lr=0.1 seeds=0
 turns          := $(addprefix tests.sensitivity.,parts=all finetune=true)
 turns_mini     := $(addprefix tests.sensitivity.,tuning_epochs=3 tuning_lr=0.03 seeds=0)
 # Table 7 asks the parts of CLeVER's representation one by one.

@@ -40,8 +40,8 @@ CELL = 12  # pixels of a patch's side
 def pictures(folder: Path | None) -> list[Image.Image]:
     """Photos of a folder, else made ones: an ellipse of one before another."""
     if folder is not None:
-        paths = sorted(folder.rglob("*.jp*g"))[:PICTURES]
-        return [Image.open(path).convert("RGB") for path in paths]
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+        return [Image.open(path).convert("RGB") for path in paths[:PICTURES]]
     found = []
     for seed in range(PICTURES):
         ground, thing = (Image.open(io.BytesIO(photo(seed + i))) for i in (0, PICTURES))
