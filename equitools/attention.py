@@ -100,7 +100,7 @@ def _look(
         attention.maps(encoder, torch.zeros(1, 3, 8, 8))
     features.freeze(encoder, device)
     transform = preprocess.evaluation_transform(encoder, size=size or probe["size"])
-    method = " ".join(filter(None, (tables.described(document)[k] for k in ("method", "backbone"))))
+    method = tables.named(document)
     found: list[Seen] = []
     plain: Tensor | None = None
     for change in ["original", *(change for change in changes if change != "original")]:

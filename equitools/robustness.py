@@ -110,20 +110,10 @@ def _named(documents: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, tab
             continue
         digest = ((document.get("files") or {}).get("encoder") or {}).get("digest")
         words = tables.described(document)
-        name = " ".join(filter(None, (words["method"], words["backbone"], _warps(document))))
+        name = tables.named(document)
         key = f"{name} {digest} {words['data']}"
         if key not in names:
             taken = sum(other == name or other.startswith(f"{name} (") for other in names.values())
             names[key] = f"{name} ({taken + 1})" if taken else name
         runs.setdefault(names[key], {}).update(scores)
     return [(name, tables.summary(scores)) for name, scores in runs.items()]
-
-
-def _warps(document: dict[str, Any]) -> str:
-    """BAug, CAug or CAug+, in the paper's words; empty where no recipe says."""
-    if tables.encoder(document) is not None:
-        return ""
-    views = (document.get("recipe") or {}).get("views")
-    if not views:
-        return ""
-    return "BAug" if not views.get("rotation") else "CAug+" if views.get("elastic") else "CAug"

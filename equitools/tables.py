@@ -177,6 +177,20 @@ def described(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def named(document: dict[str, Any]) -> str:
+    """Method, backbone and augmentation: `dino+clever vit_mini CAug`."""
+    words = described(document)
+    return " ".join(filter(None, (words["method"], words["backbone"], warps(document))))
+
+
+def warps(document: dict[str, Any]) -> str:
+    """BAug, CAug or CAug+, in the paper's words; empty where no recipe says."""
+    views = (document.get("recipe") or {}).get("views")
+    if not views or encoder(document) is not None:
+        return ""
+    return "BAug" if not views.get("rotation") else "CAug+" if views.get("elastic") else "CAug"
+
+
 def encoder(document: dict[str, Any]) -> str | None:
     """Which encoder was asked when it is not the one that the recipe trained: pixels, random…"""
     stages = ("transfer", "perturb", "probe")
