@@ -67,6 +67,22 @@ def exit_code(verbose: bool) -> Iterator[Result]:
             said.error(_line(error, verbose))
         if verbose:
             said.debug("".join(traceback.format_exception(error)).rstrip())
+    finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """Kill the loader's workers that an error has left behind, before Python waits for them.
+
+    They ignore SIGTERM, and torch would raise in this process when one of them is killed.
+    """
+    started = sys.modules.get("multiprocessing")
+    if started is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in started.active_children():
+        if child.daemon:
+            child.kill()
 
 
 @contextmanager

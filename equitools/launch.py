@@ -17,6 +17,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from equitools.pipes import end_with_parent
+
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 GRACE = 30.0  # seconds to end in order once another process has failed
 
@@ -56,7 +58,9 @@ def _start(
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     given, answer = files or (subprocess.DEVNULL, subprocess.DEVNULL)
     command = [sys.executable, "-m", module, *words]
-    return subprocess.Popen(command, stdin=given, stdout=answer, env=environment)
+    return subprocess.Popen(
+        command, stdin=given, stdout=answer, env=environment, preexec_fn=end_with_parent
+    )
 
 
 def _wait(members: list[subprocess.Popen[bytes]]) -> int:

@@ -8,7 +8,7 @@ a micro-batch is read and decoded once, whatever number of views it has.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,10 @@ class From(Sampler):
 def batches(
     data: StepBatches, *, start: int, end: int, workers: int, pin: bool,
     resident: Resident | None = None,
-) -> Iterator[Any]:  # fmt: skip
+) -> Generator[Any, None, None]:  # fmt: skip
     """Batches of the steps [start, end); raises DataError where a sample cannot be read, EquiError
-    when a worker has died. resident: the pictures, where cache=device keeps them."""
+    when a worker has died. resident: the pictures, where cache=device keeps them. Closing it ends
+    the workers."""
     loader: DataLoader = DataLoader(
         data,
         batch_size=None,

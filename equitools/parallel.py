@@ -6,7 +6,6 @@ The process group is opened once, by whoever needs it first, from the variables 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from datetime import timedelta
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from equitools import pipes
 
 # Rank 0 may wait for the stage before it in the pipe for days; the others wait for rank 0.
 PATIENCE = timedelta(days=30)
@@ -134,15 +135,16 @@ def first_row(count: int) -> int:
 
 
 def quiet_worker(number: int) -> None:
-    """A loader's worker ends with its parent, and leaves interruptions to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """A loader's worker ends with its parent, and leaves interruptions to it.
+
+    Schedulers signal all processes of a job at once. A worker that ended then would take the run
+    down before its step is done and saved.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     # A batch that does not fit in shared memory is dropped, and the parent would wait for ever.
     Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
-    # Linux only (PR_SET_PDEATHSIG); elsewhere torch's own watchdog notices within seconds.
-    if hasattr(ctypes, "CDLL") and os.uname().sysname == "Linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    pipes.end_with_parent()
 
 
 def _give_up(error: Exception, item: Any) -> None:

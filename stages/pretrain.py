@@ -6,7 +6,7 @@ import importlib
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -203,7 +203,7 @@ def train(
 
     last: dict[str, Any] = {}
     waited, begun, logged = 0.0, time.perf_counter(), start
-    with stop_requests() as asked, progress(request, length, start) as bar:
+    with stop_requests() as asked, closing(stream), progress(request, length, start) as bar:
         for step in range(start, length.steps):
             if 0 < step == length.prelude:
                 optimizer = loop.make_optimizer(settings, model)  # fresh moments for the run

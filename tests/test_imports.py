@@ -31,7 +31,7 @@ DATA = {
 MAY = {
     "errors": set(),
     "records": set(),
-    "parallel": {"errors"},
+    "parallel": {"errors", "pipes"},
     **dict.fromkeys(FRAME - {"errors", "frame"}, FRAME),
     "frame": FRAME | {"parallel"},
     **dict.fromkeys(("optim", "ema", "heads", "parts"), GROUND | {"parts", "heads"}),

@@ -126,15 +126,17 @@ def test_a_killed_run_ends_with_the_tensors_of_an_unbroken_one(unbroken, shards,
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 25))
 
 
-def test_sigterm_saves_and_asks_to_be_run_again(unbroken, shards, tmp_path):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_sigterm_saves_and_asks_to_be_run_again(unbroken, shards, tmp_path, send):
+    """To the program alone, or to all of its processes, as schedulers do."""
     words = [shards, *MINI, "steps=24", "checkpoint_every=1000", "-o", "run"]
-    process = started(*words, cwd=tmp_path)
+    process = forked.stage("pretrain", *words, cwd=tmp_path, prepare=(os.setsid,))
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     while (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") < 2:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    send(process.process.pid, signal.SIGTERM)
     done = process.done()
-    assert (done.returncode, done.stdout) == (75, "")
+    assert (done.returncode, done.stdout) == (75, ""), done.stderr
     assert "run the same command again" in done.stderr
     assert pretrain(*words, cwd=tmp_path).returncode == 0
     assert_same(unbroken[0], tmp_path / "run")
