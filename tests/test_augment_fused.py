@@ -169,10 +169,12 @@ def test_a_process_forked_after_threads_have_run_can_use_them():
 
 
 @built
-def test_crops_are_torchs_to_the_bit(monkeypatch):
+@pytest.mark.parametrize("plain", [False, True])
+def test_crops_are_torchs_to_the_bit(monkeypatch, plain):
+    monkeypatch.setattr(crop, "PLAIN", plain)
     generator = np.random.default_rng(0)
     for _ in range(60):
-        height, width = generator.integers(1, 120, 2)
+        height, width = generator.integers(1, [120, 400])
         image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
         windows = crop.place(
             generator.random((3, 24)), height, width, scale=(0.05, 1.0), ratio=(0.5, 2)

@@ -21,6 +21,7 @@ NAMES = ("top", "left", "height", "width")
 IDENTITY = (0.0, 0.0, 1.0, 1.0)
 COLUMNS = slice(0, 24)
 ATTEMPTS = 10
+PLAIN = False  # without the instructions that some processors lack, for comparison
 
 
 def draw(
@@ -94,7 +95,7 @@ def take(image: np.ndarray, windows: np.ndarray, sizes: Sequence[int]) -> np.nda
         _interpolate(image, wanted, out)
         return out
     pointers = image.ctypes.data, wanted.ctypes.data, out.ctypes.data
-    failed = found.crop(pointers[0], height, width, pointers[1], len(wanted), pointers[2])
+    failed = found.crop(pointers[0], height, width, pointers[1], len(wanted), PLAIN, pointers[2])
     if failed:
         raise (MemoryError, ValueError)[failed - 1](f"cannot crop a picture of {height}×{width}")
     return out

@@ -4,28 +4,11 @@
    with 16-bit weights of as many fractional bits as its largest one leaves room for. A
    call of torch spends more around it than all the work on a picture of 32 pixels. */
 
-#include "picture.h"
+#include "crop.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef int32_t Rows __attribute__((vector_size(64), may_alias));
-enum { TOGETHER = 4 }; /* rows */
-
-/* How one side is resized: output i reads count[i] values from first[i] with weights[i · most]. */
-typedef struct {
-    int most, bits;
-    int *first, *count;
-    int32_t *weights;
-    double *exact;
-} Axis;
-
-typedef struct {
-    Axis axis;
-    uint8_t *rows, *bytes;
-    Rows *columns, *sums;
-} Work;
 
 static double cubic(double x)
 {
@@ -55,7 +38,7 @@ static double weigh_one(Axis *axis, int i, int from, double scale)
     return largest;
 }
 
-static void weigh_axis(Axis *axis, int from, int to)
+static void weigh_axis(Axis *axis, int from, int to, int pairs)
 {
     const double scale = (double)from / to;
     double largest = 0;
@@ -71,6 +54,8 @@ static void weigh_axis(Axis *axis, int from, int to)
         const double w = axis->exact[i] * (1 << axis->bits);
         axis->weights[i] = (int)(w < 0 ? w - 0.5 : w + 0.5);
     }
+    if (pairs)
+        pair_weights(axis, to);
 }
 
 static inline uint8_t level(int32_t x) { return x < 0 ? 0 : x > 255 ? 255 : (uint8_t)x; }
@@ -100,10 +85,10 @@ VECTORS static void across(Rows *sums, const Rows *columns, int size, const Axis
     }
 }
 
-/* Four rows of `width` pixels to four of `size`, `stride` bytes apart. */
 static void four_across(uint8_t *out, int stride, const uint8_t *const *rows, int width, int size,
-                        const Axis *axis, Work *work)
+                        Work *work)
 {
+    const Axis *axis = &work->axis;
     uint8_t *bytes = work->bytes;
     for (int r = 0; r < TOGETHER; r++) {
         for (int x = 0; x < width - 1; x++) /* the fourth byte is the next one's first, unused */
@@ -132,27 +117,31 @@ VECTORS static void down(int32_t *restrict sums, const uint8_t *rows, int stride
     }
 }
 
+static void one_down(uint8_t *out, const uint8_t *rows, int stride, int n, int y, Work *work)
+{
+    const Axis *axis = &work->axis;
+    int32_t *sums = (int32_t *)work->sums;
+    down(sums, rows + (int64_t)axis->first[y] * stride, stride, n,
+         axis->weights + (int64_t)y * axis->most, axis->count[y], axis->bits);
+    narrow(out, sums, n, axis->bits);
+}
+
 /* A window of height × width pixels, rows `pitch` bytes apart, to size × size. */
 static void resize(uint8_t *out, const uint8_t *window, int64_t pitch, int height, int width,
-                   int size, Work *work)
+                   int size, int pairs, Work *work)
 {
     const int stride = 3 * size + 1; /* a byte to spare behind each row */
     const uint8_t *four[TOGETHER];
-    Axis *axis = &work->axis;
-    int32_t *sums = (int32_t *)work->sums;
-    weigh_axis(axis, width, size); /* where the width fits, weights are 1 and exact */
+    weigh_axis(&work->axis, width, size, pairs); /* where the width fits, weights are 1 and exact */
     for (int y = 0; y < height; y += TOGETHER) {
         for (int r = 0; r < TOGETHER; r++)
             four[r] = window + (y + r < height ? y + r : height - 1) * pitch;
-        four_across(work->rows + (int64_t)y * stride, stride, four, width, size, axis, work);
+        (pairs ? four_across_pairs : four_across)(work->rows + (int64_t)y * stride, stride, four,
+                                                  width, size, work);
     }
-    weigh_axis(axis, height, size);
-    for (int y = 0; y < size; y++, out += 3 * size) {
-        const uint8_t *from = work->rows + (int64_t)axis->first[y] * stride;
-        down(sums, from, stride, 3 * size, axis->weights + (int64_t)y * axis->most,
-             axis->count[y], axis->bits);
-        narrow(out, sums, 3 * size, axis->bits);
-    }
+    weigh_axis(&work->axis, height, size, pairs);
+    for (int y = 0; y < size; y++, out += 3 * size)
+        (pairs ? one_down_pairs : one_down)(out, work->rows, stride, 3 * size, y, work);
 }
 
 static int prepare(Work *work, int height, int width, int size)
@@ -163,8 +152,8 @@ static int prepare(Work *work, int height, int width, int size)
     work->axis.count = malloc(size * sizeof(int));
     work->axis.weights = malloc(weights * sizeof(int32_t));
     work->axis.exact = calloc(weights, sizeof(double));
-    work->rows = malloc((size_t)(height + TOGETHER) * (3 * size + 1));
-    work->bytes = malloc(longest * 16);
+    work->rows = malloc((size_t)(height + TOGETHER) * (3 * size + 1) + SPARE);
+    work->bytes = malloc((longest + 1) * 16);
     work->columns = aligned_alloc(sizeof(Rows), width * sizeof(Rows));
     work->sums = aligned_alloc(sizeof(Rows), size * sizeof(Rows));
     return work->axis.first && work->axis.count && work->axis.weights && work->axis.exact
@@ -185,12 +174,14 @@ static int largest_side(int height, int width, const int32_t *windows, int views
 }
 
 /* An image of rows of `width` RGB pixels; windows: (top, left, height, width) in pixels and the
-   side of the result for each view; out: the views' pixels, one after another. Returns 0, 1 when
-   there is no memory, or 2 when a window is not inside the image. */
+   side of the result for each view; plain: without crop_pairs.c, for comparison; out: the views'
+   pixels, one after another. Returns 0, 1 when there is no memory, or 2 when a window is not
+   inside the image. */
 EXPORTED int crop(const uint8_t *image, int height, int width, const int32_t *windows, int views,
-                  uint8_t *out)
+                  int plain, uint8_t *out)
 {
     Work work;
+    const int pairs = !plain && pairs_work();
     const int largest = largest_side(height, width, windows, views);
     if (!largest)
         return 2;
@@ -198,7 +189,7 @@ EXPORTED int crop(const uint8_t *image, int height, int width, const int32_t *wi
     for (int v = 0; v < views && ready; v++, windows += 5) {
         const int size = windows[4];
         const uint8_t *window = image + 3 * ((int64_t)windows[0] * width + windows[1]);
-        resize(out, window, 3 * (int64_t)width, windows[2], windows[3], size, &work);
+        resize(out, window, 3 * (int64_t)width, windows[2], windows[3], size, pairs, &work);
         out += 3 * (int64_t)size * size;
     }
     free(work.axis.first), free(work.axis.count), free(work.axis.weights), free(work.axis.exact);
