@@ -44,6 +44,8 @@ CLASSES        ?= $(if $(filter paper,$(SCALE)),in100)
 # Epochs and widths for tables within 20 minutes on two cores (mini), or meant for one GPU (small).
 # A folder of any size takes the time of the digits: their steps, and a limit to a probe's pictures.
 embedded        = $(filter digits scenes,$(DATA))
+# A folder without val/ gives up a tenth of each class; at paper scale the data say what val is.
+held            = $(if $(findstring /,$(DATA)),$(if $(filter paper,$(SCALE)),,holdout=0.1))
 short           = $(findstring .ser-mini,$*)
 pretrain_mini   = $(if $(embedded),epochs=$(if $(short),5,8),steps=$(if $(short),112,180))
 pretrain_small := epochs=30
@@ -103,7 +105,7 @@ runs/%/shards.yaml: | $(ready)
 
 $(sort $(some) $(whole)): | $(ready)
 	@mkdir -p "$(@D)"
-	$(call run,shard,$(source),$(if $(filter $(whole),$@),,$(CLASSES:%=classes=%))) < /dev/null > $@~ && mv $@{~,}
+	$(call run,shard,$(source),$(if $(filter $(whole),$@),,$(CLASSES:%=classes=%)) $(held)) < /dev/null > $@~ && mv $@{~,}
 
 # A run that was interrupted and has saved (exit code 75) goes on where it was.
 $R/%/pretrain.yaml: $$(call shards,$$*) $$(call layers,$$*) | $(ready)

@@ -29,10 +29,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}~")
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the library's own files are for their owner alone
         try:
             save_file(owned, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # the library hides the errno of a full disk here
             raise OSError(f"cannot write {path}: {error}") from error
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -60,21 +63,30 @@ def save_encoder(folder: Path, encoder: Any) -> dict[str, Any]:
     return entry(path)
 
 
-def load_encoder(where: str | Path) -> Any:
-    """An encoder from a folder, a safetensors file with its config.json beside it, or a timm name.
+def load_encoder(where: str | Path, backbone: dict[str, Any] | None = None) -> Any:
+    """An encoder from a folder, a safetensors file, or (a text without slashes) a timm name.
 
-    A timm name gives random weights; nothing is downloaded. Raises DataError with a list of what
-    is missing, unexpected or mis-shaped.
+    backbone: what the weights are of, in a recipe's words, where no config.json beside them says
+    it. A timm name gives random weights; nothing is downloaded. Raises DataError with a list of
+    what is missing, unexpected or mis-shaped.
     """
     path = Path(where)
     weights = path / "model.safetensors" if path.is_dir() else path
     if not weights.exists():
-        if os.sep in str(where) or path.suffix == ".safetensors":
+        if path.is_dir():
+            raise DataError(f"{path} holds no model.safetensors; name the file itself")
+        if isinstance(where, Path) or os.sep in where or path.suffix == ".safetensors":
             raise DataError(f"no encoder at {where}: no such file")
-        return backbones.create({"name": str(where)})
+        return backbones.create({"name": where})
     config = weights.with_name("config.json")
+    if not config.exists() and backbone:
+        plain = backbones.create({**backbone, "pretrained": False})
+        return backbones.load(plain.config(), load_tensors(weights))
     if not config.exists():
-        raise DataError(f"{weights} has no config.json beside it to say which backbone it is")
+        raise DataError(
+            f"{weights} has no config.json beside it to say which backbone it is; add a layer that"
+            ' does (resnet50, backbone.name=…), or write one: {"architecture": "resnet50"}'
+        )
     try:
         described = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

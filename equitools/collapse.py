@@ -10,13 +10,14 @@ power           log10 Σ p² of a head (Song et al., 2024, Table 1)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitools.records import Step
+from equitools import parallel
+from equitools.records import Features, Step
 
 PARTS = {"I": "invariant", "V": "equivariant"}
 SENTENCES = {"I": "the invariant part", "V": "the equivariant part"}
@@ -43,17 +44,24 @@ def spread(features: Tensor) -> tuple[float, float]:
     return float(channels.mean()), float(channels.min())
 
 
+def said(step: Step) -> list[Features]:
+    """What the slow (or only) encoder says of a micro-batch, and nothing that keeps more alive."""
+    records = step.target or step.online[:1]
+    return [Features(record.pooled.detach(), record.split) for record in records]
+
+
 @torch.no_grad()
-def measure(step: Step) -> dict[str, float]:
-    """Effective rank and spread of both parts of what the slow (or only) encoder says.
+def measure(records: Sequence[Features]) -> dict[str, float]:
+    """Effective rank and spread of both parts of what `said` found in every micro-batch of a step;
+    that of other processes is gathered, so that the readings are of the whole batch.
 
     Keys: rank_I, spread_I, spread_min_I and, when the encoder splits, the same with _V.
     """
-    records = step.target or step.online[:1]
     found: dict[str, float] = {}
     for letter, name in PARTS.items():
         features = torch.cat([getattr(record, name) for record in records])
         if features.shape[-1]:
+            features = parallel.gather(features)
             found[f"rank_{letter}"] = effective_rank(features)
             found[f"spread_{letter}"], found[f"spread_min_{letter}"] = spread(features)
     return found
@@ -87,11 +95,11 @@ def _assignments(
     prefix = f"{owner}/" if owner else ""
     entropy = readings[f"{prefix}teacher_entropy"]
     choices = round(math.exp(uniform))
-    loss = losses.get(owner)
+    loss = losses.get(owner, math.inf)
     if entropy > (1 - 1e-4) * uniform:
-        found = entropy if loss is None else loss
-        what = "teacher entropy" if loss is None else "loss"
-        return [f"uniform collapse: {what} {found:.4f} = ln {choices}"]
+        if abs(loss - uniform) < 1e-4:
+            return [f"uniform collapse: loss {loss:.4f} = ln {choices}"]
+        return [f"uniform collapse: teacher entropy {entropy:.4f}, ln {choices} = {uniform:.4f}"]
     if readings[f"{prefix}mean_entropy"] < 1e-3 * uniform:
         return [f"collapse onto one of {choices} prototypes: every picture has the same assignment"]
     return []

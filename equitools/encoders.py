@@ -82,7 +82,7 @@ def find(
     if wanted == "random" or wanted.startswith("random:"):
         return _random(document, wanted.removeprefix("random").removeprefix(":"), seed)
     if _is_path(wanted):
-        return checkpoint.load_encoder(Path(wanted)), wanted
+        return checkpoint.load_encoder(Path(wanted), _backbone(document)), wanted
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = backbones.create({"name": wanted, "pretrained": pretrained})
@@ -133,17 +133,19 @@ def _from_document(document: dict[str, Any]) -> tuple[Any, str]:
             " encoder=PATH, a timm name, random or pixels"
         )
     path = manifest.verify(entry, "encoder")
-    described = document.get("recipe", {}).get("backbone", {})
+    described = _backbone(document)
     name = f"{described.get('name', 'encoder')} {entry.get('digest', '')[:19]}".strip()
-    if path.with_name("config.json").exists() or not described:
-        return checkpoint.load_encoder(path), name
     # In a store of files named by digest no config.json is beside it; the recipe says the same.
-    plain = backbones.create({**described, "pretrained": False})
-    return backbones.load(plain.config(), checkpoint.load_tensors(path)), name
+    return checkpoint.load_encoder(path, described), name
+
+
+def _backbone(document: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says of the backbone; {} where there is none."""
+    return dict((document.get("recipe") or {}).get("backbone") or {})
 
 
 def _random(document: dict[str, Any], name: str, seed: int) -> tuple[Any, str]:
-    described = dict(document.get("recipe", {}).get("backbone", {}))
+    described = _backbone(document)
     if name and name != described.get("name"):
         described = {"name": name}
     if not described:

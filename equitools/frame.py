@@ -125,6 +125,16 @@ class Request:
 class _Command(click.Command):
     """A command whose help, too, says in one line that it could not be written."""
 
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, arguments)
+        except click.NoSuchOption as error:
+            key = error.option_name.lstrip("-").replace("-", "_")
+            more = f"{error.message} A setting is a word without dashes: {key}=VALUE."
+            raise click.NoSuchOption(
+                error.option_name, more, error.possibilities, context
+            ) from None
+
     def main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)

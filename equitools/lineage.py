@@ -24,8 +24,13 @@ def scored(documents: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for d in documents for name in d.get("scores") or {}))
     inside = [name for name in names if key in name]
     near = inside or difflib.get_close_matches(key, names, n=5, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near[:5])}?" if near else "there is none"
+    hint = f"did you mean {' or '.join(near[:5])}?" if near else f"there are {_some(names)}"
     raise UsageError(f"no score '{key}'; {hint}")
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest if names else "none"
 
 
 def why(document: dict[str, Any], key: str) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import timm
@@ -27,7 +28,7 @@ from equitools import (
 from equitools.errors import NumericalError, UsageError
 from equitools.evals.knn import knn
 from equitools.preprocess import evaluation_transform
-from equitools.records import Step
+from equitools.records import Features, Step
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -78,14 +79,20 @@ def sync_only_last(accelerator: Any, model: nn.Module, last: bool) -> AbstractCo
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def stop_if_broken(loss: torch.Tensor, parts: dict[str, torch.Tensor], step: int) -> None:
-    """Raise NumericalError naming the terms that are not finite, in whichever process they are."""
+def stop_if_broken(
+    loss: torch.Tensor, parts: dict[str, torch.Tensor], step: int, saved: int
+) -> None:
+    """Raise NumericalError naming the terms that are not finite, in whichever process they are.
+
+    saved: the step of the last saved state, 0 for none.
+    """
     broken = not bool(torch.isfinite(loss))
     if parallel.any_across(broken, loss.device):
         bad = [name for name, value in parts.items() if not bool(torch.isfinite(value))]
         where = ", ".join(bad) or ("the sum of terms" if broken else "another process's loss")
+        kept = f"the state of step {saved} is kept" if saved else "nothing was saved before it"
         raise NumericalError(
-            f"step {step + 1}: {where} is not finite; the last saved state is kept."
+            f"step {step + 1}: {where} is not finite; {kept}."
             " A lower optimizer.lr, or precision=fp32, is what usually helps"
         )
 
@@ -100,16 +107,48 @@ def trackers_of(settings: dict[str, Any]) -> list[str]:
     return list(settings["trackers"] or [])
 
 
+class Sums:
+    """The micro-batches of a step: loss and parts added up, and what the encoder says of each."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        self.said: list[Features] = []
+        self.count = 0
+
+    def add(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], record: Step | None) -> None:
+        """Count one micro-batch; record: what the collapse watch will look at, if it is due."""
+        self.said += collapse.said(record) if record is not None else []
+        for name, value in {"": loss, **parts}.items():
+            self.values[name] = self.values.get(name, 0) + value.detach().float()
+        self.count += 1
+
+    def means(self) -> tuple[float, dict[str, float]]:
+        """Of the whole batch, over micro-batches and processes: the loss, and its parts by name."""
+        whole = parallel.mean_across(torch.stack(list(self.values.values())) / self.count)
+        loss, *parts = whole.tolist()
+        return loss, dict(zip(list(self.values)[1:], parts, strict=True))
+
+
 def look(
-    settings: dict[str, Any], model: Any, record: Step, parts: dict[str, torch.Tensor]
-) -> tuple[dict[str, float], list[str]]:
-    """The collapse watch of one step: its readings, and in words what is wrong, if anything is."""
-    readings = collapse.measure(record)
+    settings: dict[str, Any], model: Any, record: Step, said: list[Features],
+    losses: dict[str, float],
+) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+    """The collapse watch of one step: its readings, and in words what is wrong, if anything is.
+
+    record: its last micro-batch, which the terms look at; said: what the encoder says of them all.
+    """
+    signs: dict[str, float] = {}
     for owner, term in [(settings["objective"]["name"], model.objective), *model.terms.items()]:
         if hasattr(term, "diagnostics"):
-            readings |= {f"{owner}/{key}": value for key, value in term.diagnostics(record).items()}
-    losses = {name: float(value.detach()) for name, value in parts.items()}
+            signs |= {f"{owner}/{key}": value for key, value in term.diagnostics(record).items()}
+    readings = collapse.measure(said) | _mean(parallel.everyones(signs))
     return readings, collapse.describe(readings, losses)
+
+
+def _mean(said: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each reading over the processes that have it: a portion may be elsewhere."""
+    keys = dict.fromkeys(key for one in said for key in one)
+    return {key: fmean(one[key] for one in said if key in one) for key in keys}
 
 
 def note(noted: dict[str, str], words: list[str], step: int) -> list[str]:

@@ -108,10 +108,12 @@ def fold(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`: mappings merge, everything else replaces.
 
     A mapping whose `name` changes is replaced whole: another objective keeps no knob of the first.
+    A key says where its value was written, so the one that is laid on takes the other's place.
     """
     if "name" in base and "name" in over and base["name"] != over["name"]:
         return copy.deepcopy(over)
-    merged = copy.deepcopy(base)
+    written = {key: key for key in over}
+    merged = {written.get(key, key): copy.deepcopy(value) for key, value in base.items()}
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):

@@ -139,8 +139,12 @@ def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
         return _coerce(value, annotation)
     except ValueError:
         raise UsageError(
-            f"{_place(where, key)} is {value!r}; it must be {_describe(annotation)}"
+            f"{_place(where, key)} is {_shown(value)}; it must be {_describe(annotation)}"
         ) from None
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _coerce(value: Any, annotation: Any) -> Any:

@@ -92,6 +92,15 @@ def any_across(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(total > 0)
 
 
+def everyones(value: Any) -> list[Any]:
+    """What every process has for `value` (plain Python data), by rank."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def gather(value: Tensor) -> Tensor:
     """Concatenate b … tensors over processes along the batch, with gradient to the local part.
 

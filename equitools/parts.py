@@ -137,15 +137,16 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def entropies(assignments: Tensor) -> dict[str, float]:
-    """Signs of collapse in a slow network's assignments, probabilities … K, in nats.
+    """Signs of collapse in a slow network's assignments, probabilities … K, in nats; the means are
+    over all processes.
 
     teacher_entropy near uniform_entropy (ln K) is a uniform collapse; mean_entropy, of the batch's
     mean assignment, near 0 is a collapse onto one prototype.
     """
     rows = assignments.flatten(0, -2)
     return {
-        "teacher_entropy": float(entropy(rows).mean()),
-        "mean_entropy": float(entropy(rows.mean(0))),
+        "teacher_entropy": float(parallel.mean_across(entropy(rows).mean())),
+        "mean_entropy": float(entropy(parallel.mean_across(rows.mean(0)))),
         "uniform_entropy": math.log(rows.shape[-1]),
     }
 

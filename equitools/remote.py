@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,6 +61,8 @@ def _copy(url: str, path: Path) -> None:
         temporary.replace(path)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if ended := re.search(r": exit (\d+) ", reason):  # a pipe's error is a dump of its arguments
+            reason = f"the program that fetches it ended with exit code {ended[1]}"
         raise DataError(f"cannot fetch {url}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -107,17 +107,20 @@ def keep_classes(source: Source, wanted: list[str] | None) -> Source:
 def hold_out(source: Source, share: float, seed: int) -> Source:
     """Move a seeded share of train, the same of every class, to val; each class keeps one at least.
 
-    Where every class has one image, the draw is over all images, and a note says so. Raises
-    UsageError for a share outside of [0, 1) or when there is a val split already, DataError when
+    A source that has a val split keeps it, and where every class has one image, the draw is over
+    all images; a note says so. Raises UsageError for a share outside of [0, 1), DataError when
     there is one image.
     """
     if not 0 <= share < 1:
         raise UsageError(f"shard.holdout={share}; it is a share of train, from 0 to below 1")
     if share == 0:
         return source
+    notes = list(source.notes)
     if "val" in source.splits:
-        raise UsageError("shard.holdout makes a val split, but this source has one; leave it out")
-    train, notes = source.splits["train"], list(source.notes)
+        return replace(
+            source, notes=[*notes, f"{source.name} has a val split: holdout is not used"]
+        )
+    train = source.splits["train"]
     held, kept = _divide(train, share, seed, "holdout", spare=1)
     if not held:
         held, kept = _divide(train, share, seed, "holdout", spare=1, by_class=False)

@@ -103,8 +103,8 @@ def write(
     report = None
     if settings["verify"]:
         shardset.find_duplicates(written)
-        report = shardset.report(written, source.ignored)
-    return shardset.finish(out, written, source.classes), report, written
+        report = shardset.report(written, len(source.ignored))
+    return shardset.finish(out, written, source.classes, source.ignored), report, written
 
 
 def cores() -> int:

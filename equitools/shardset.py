@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,13 @@ def report(written: dict[str, list[Written]], ignored: int) -> dict[str, int]:
 
 
 def finish(
-    out: Path, written: dict[str, list[Written]], classes: list[str] | None
+    out: Path,
+    written: dict[str, list[Written]],
+    classes: list[str] | None,
+    ignored: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Rename the shards into place, write their tables, `_info.json` and `report.tsv`; the `files`
-    of a manifest.
+    """Rename the shards into place, write their tables, `_info.json` and `report.tsv`, which names
+    what is `ignored`, too; the `files` of a manifest.
 
     `_info.json` is what timm's WebDataset reader reads, with sha256 and bytes of each shard added.
     Raises DataError when a split has lost all its images in verification.
@@ -63,7 +66,7 @@ def finish(
         (out / PARTIAL / name).replace(out / name)
     (out / PARTIAL).rmdir()
     files.write_atomic(out / INFO, json.dumps(_info(written, classes), indent=1) + "\n")
-    files.write_atomic(out / REPORT, "".join(_report_lines(written)))
+    files.write_atomic(out / REPORT, "".join(_report_lines(written, ignored)))
     for split, shards in written.items():
         keys = shardtable.Strings([key for one in shards for key in one.keys])
         rows, counts = np.concatenate([one.rows for one in shards]), [s.samples for s in shards]
@@ -97,12 +100,17 @@ def _info(written: dict[str, list[Written]], classes: list[str] | None) -> dict[
     return {"splits": splits, "classes": classes}
 
 
-def _report_lines(written: dict[str, list[Written]]) -> Iterator[str]:
+def _report_lines(written: dict[str, list[Written]], ignored: Sequence[str]) -> Iterator[str]:
     yield "split\tkind\tfile\treason\n"
-    for split, shards in written.items():
-        for kind, file, reason in sorted(line for one in shards for line in one.found):
-            name = file.encode("utf-8", "backslashreplace").decode()
-            yield f"{split}\t{kind}\t{name}\t{reason}\n"
+    lines = [
+        (split, *line)
+        for split, shards in written.items()
+        for line in sorted(line for one in shards for line in one.found)
+    ]
+    lines += [("", "ignored", path, "its name is not an image's") for path in sorted(ignored)]
+    for split, kind, file, reason in lines:
+        name = file.encode("utf-8", "backslashreplace").decode()
+        yield f"{split}\t{kind}\t{name}\t{reason}\n"
 
 
 def whole(entry: dict[str, Any]) -> bool:

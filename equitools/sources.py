@@ -60,12 +60,13 @@ class Sample:
 
 @dataclass
 class Source:
-    """The splits of a source, sorted by file name; `notes` are for the user's eyes."""
+    """The splits of a source, sorted by file name; `ignored` are paths of what is no image by its
+    name; `notes` are for the user's eyes."""
 
     name: str
     splits: dict[str, list[Sample]]
     classes: list[str] | None
-    ignored: int = 0
+    ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
@@ -162,7 +163,7 @@ def _list_images(path: Path, prefix: str, label: int, source: Source) -> Iterato
             if entry.is_dir():
                 visit(folder / name, f"{prefix}{name}/")
             elif suffix(name) not in SUFFIXES:
-                source.ignored += 1
+                source.ignored.append(entry.path)
             else:
                 facts = _stat(entry)
                 listed.append(

@@ -54,14 +54,20 @@ def _documents(word: str, program: Program) -> list[dict[str, Any]]:
     if _is_file(word):
         return manifest.load_file(Path(word))
     known = manifest.layers(program.folders)
-    if word not in known and (program.sources and ("/" in word or Path(word).is_dir())):
-        source = word if "://" in word else str(files.absolute(word))
+    if word not in known and program.sources and _is_source(word):
+        source = word if ":" in word else str(files.absolute(word))
         return [{program.section: {"source": source}}]
     if "/" in word:
         return manifest.load_file(_manifest_path(word))
     if word not in known and (near := difflib.get_close_matches(word, program.verbs, n=1)):
         raise UsageError(f"no layer '{word}'; did you mean {near[0]}?")
     return [manifest.layer(word, program.folders)]
+
+
+def _is_source(word: str) -> bool:
+    """A set of torchvision, a URL, a tar, or a folder."""
+    named = word.startswith("torchvision:") or word.endswith(".tar")
+    return named or "/" in word or Path(word).is_dir()
 
 
 def _is_file(word: str) -> bool:

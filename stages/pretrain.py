@@ -202,6 +202,7 @@ def train(
             state.save(out, cursor, model, slow, optimizer)
 
     last: dict[str, Any] = {}
+    kept = start
     waited, begun, logged = 0.0, time.perf_counter(), start
     with stop_requests() as asked, closing(stream), progress(request, length, start) as bar:
         for step in range(start, length.steps):
@@ -211,6 +212,9 @@ def train(
             rate = loop.set_rates(optimizer, settings, length, fractions["warmup_epochs"], step)
             state.seed_step(seed, step, parallel.rank())
             optimizer.zero_grad(set_to_none=True)
+            seen = step + 1
+            due = seen % settings["watch_every"] == 0 or seen == length.steps
+            sums = loop.Sums()
             for micro in range(settings["accumulate"]):
                 clock = time.perf_counter()
                 batch = next(stream)
@@ -222,8 +226,9 @@ def train(
                 final = micro == settings["accumulate"] - 1
                 with loop.sync_only_last(accelerator, wrapped, final):
                     loss, parts, record = wrapped(views, target, done, epoch)
-                    loop.stop_if_broken(loss, parts, step)
+                    loop.stop_if_broken(loss, parts, step, kept)
                     accelerator.backward(loss / settings["accumulate"])
+                sums.add(loss, parts, record if due else None)
             if done < fractions["freeze_last_layer"]:
                 for parameter in model.last_layers():
                     parameter.grad = None
@@ -236,20 +241,19 @@ def train(
                 if hasattr(term, "after"):
                     term.after(record)
 
-            seen = step + 1
             line: dict[str, Any] = {}
-            if seen % settings["log_every"] == 0 or seen == length.steps:
-                line["loss"] = loss.item()
-                line["losses"] = {name: value.item() for name, value in parts.items()}
-                line["lr"] = rate
+            logs = seen % settings["log_every"] == 0 or seen == length.steps
+            total, losses = sums.means() if logs or due else (0.0, {})
+            if logs:
+                line |= {"loss": total, "losses": losses, "lr": rate}
                 elapsed = time.perf_counter() - begun  # since the last line
                 line["images_per_second"] = (seen - logged) * settings["batch_size"] / elapsed
                 line["waited"] = waited / elapsed
                 waited, begun, logged = 0.0, time.perf_counter(), seen
             fresh: list[str] = []
-            if seen % settings["watch_every"] == 0 or seen == length.steps:
+            if due:
                 with accelerator.autocast():
-                    line["watch"], words = loop.look(settings, model, record, parts)
+                    line["watch"], words = loop.look(settings, model, record, sums.said, losses)
                 fresh = loop.note(noted, words, seen)
             if main and loop.crossed(settings["knn_every"], length, step):
                 line["knn"] = loop.nearest_neighbors(
@@ -265,9 +269,10 @@ def train(
                 request.say(sentence)
             stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(fresh), device)
             leave = seen < length.steps and parallel.any_across(bool(asked), device)
-            due = seen % settings["checkpoint_every"] == 0
-            if seen < length.steps and (stop or leave or due):
+            saves = seen % settings["checkpoint_every"] == 0
+            if seen < length.steps and (stop or leave or saves):
                 save(seen)
+                kept = seen
             if stop:
                 what = fresh[0] if fresh else f"step {seen}: another process sees a collapse"
                 raise NumericalError(f"{what} (on_collapse=stop)")

@@ -1,6 +1,7 @@
 """A checkpoint gives back exactly what was put in, says what does not fit, and is read by timm."""
 
 import json
+import os
 
 import pytest
 import timm
@@ -25,6 +26,16 @@ def test_a_saved_encoder_comes_back_with_its_split(tmp_path, encoder):
     torch.testing.assert_close(again(image).pooled, encoder.eval()(image).pooled)
     assert again.split == encoder.split == 76
     assert entry["path"] == str(tmp_path / "model.safetensors")
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path, encoder):
+    before = os.umask(0o027)
+    try:
+        checkpoint.save_encoder(tmp_path, encoder)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"config.json": 0o640, "model.safetensors": 0o640}
 
 
 def test_timm_alone_reads_what_we_save(tmp_path, encoder):

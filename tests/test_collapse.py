@@ -142,9 +142,9 @@ def test_spread_is_one_for_isotropic_features_and_zero_for_constant_ones():
 
 
 def test_both_parts_are_measured():
-    found = collapse.measure(toy_step())
+    found = collapse.measure(collapse.said(toy_step()))
     assert found.keys() == {f"{n}_{p}" for n in ("rank", "spread", "spread_min") for p in "IV"}
-    whole = collapse.measure(toy_step(split=None, slow=False))
+    whole = collapse.measure(collapse.said(toy_step(split=None, slow=False)))
     assert whole.keys() == {"rank_I", "spread_I", "spread_min_I"}
 
 
@@ -156,6 +156,9 @@ def test_a_uniform_collapse_is_told_in_words():
     }
     assert collapse.describe(readings, {"dino": 11.09035}) == [
         "uniform collapse: loss 11.0904 = ln 65536"
+    ]
+    assert collapse.describe(readings, {"dino": 7.6873}) == [
+        "uniform collapse: teacher entropy 11.0904, ln 65536 = 11.0904"
     ]
 
 
@@ -182,7 +185,7 @@ def test_a_fresh_run_raises_no_alarm(name):
     term = clever(4, objective, out_dim=48) if name == "dino" else ddcl(4, objective)
     step = toy_step(objective, local=2 if name == "dino" else 0, batch=32)
     losses = {key: float(value.detach()) for key, value in objective(step).items()}
-    readings = collapse.measure(step)
+    readings = collapse.measure(collapse.said(step))
     for owner, member in ((name, objective), ("term", term)):
         found = member.diagnostics(step)
         assert all(math.isfinite(value) for value in found.values())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -312,6 +313,18 @@ def test_a_checkpoint_of_another_backbone_is_refused(vit, cnn, tmp_path):
     (tmp_path / "cnn" / "model.safetensors").replace(tmp_path / "vit" / "model.safetensors")
     with pytest.raises(DataError, match="weights are not those of vit_mini"):
         encoders.find({}, str(tmp_path / "vit"))
+
+
+def test_bare_weights_are_read_as_the_backbone_that_the_recipe_names(tmp_path):
+    trunk = timm.create_model("resnet18", num_classes=10)
+    checkpoint.save_tensors(tmp_path / "r18.safetensors", trunk.state_dict())
+    path = str(tmp_path / "r18.safetensors")
+    encoder, _ = encoders.find({"recipe": {"backbone": {"name": "resnet18"}}}, path)
+    assert torch.equal(encoder.trunk.conv1.weight, trunk.conv1.weight)
+    with pytest.raises(DataError, match=r"no config\.json .*backbone\.name="):
+        encoders.find({}, path)
+    with pytest.raises(DataError, match=r"holds no model\.safetensors"):
+        encoders.find({}, str(tmp_path))
 
 
 def test_random_encoders_depend_on_their_seed_and_disturb_no_other():

@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from equitools import manifest
+from equitools import documents, manifest
 from equitools.errors import DataError, UsageError
 
 # --- Folding ---------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_laid_on_says_where_it_was_written():
+    below, above = documents.load("---\na: {b: 1, c: 2}\n...\n", "below.yaml")[0], {"a": {"b": 3}}
+    first, second = manifest.fold(below, above)["a"]
+    assert getattr(first, "origin", "") == ""
+    assert second.origin == "below.yaml:2"
 
 
 def test_mappings_merge_and_everything_else_replaces():

@@ -153,7 +153,7 @@ def test_a_recipe_layer_is_no_manifest_so_stdin_is_still_read(tmp_path):
         ("a=[1", 2, "the value of 'a=[1' is not YAML"),
         ("missing.yaml", 3, "no file missing.yaml"),
         ("no/such", 3, "no file no/such"),
-        ("--nope", 2, "No such option"),
+        ("--nope", 2, "without dashes: nope=VALUE"),
     ],
 )
 def test_words_are_checked_before_stdin_is_waited_for(tmp_path, word, code, says):

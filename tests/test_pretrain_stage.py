@@ -198,12 +198,36 @@ def test_two_processes_train_save_and_resume(shards, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.parametrize("over", ["processes", "micro-batches"])
+def test_metrics_are_of_the_whole_batch_however_it_is_divided(shards, tmp_path, over):
+    words = [shards, "dino", "clever", "vit-mini", *MINI[3:], "steps=2", "watch_every=1"]
+    words += ["device=cpu", "optimizer.lr=1e-9"]
+    assert pretrain(*words, "-o", "whole", cwd=tmp_path).returncode == 0
+    if over == "processes":
+        forked.together("pretrain", *words, "-o", "parts", cwd=tmp_path)
+    else:
+        assert pretrain(*words, "accumulate=2", "-o", "parts", cwd=tmp_path).returncode == 0
+    whole, parts = (metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    # The heads' entropies are of the last micro-batch.
+    loose = ("teacher_entropy", "mean_entropy", "z_I", "z_V") if over == "micro-batches" else ()
+    for name in whole:
+        assert parts[name] == pytest.approx(whole[name], rel=1e-1 if name in loose else 1e-4), name
+
+
+def metrics(folder):
+    """The losses and readings of the last step."""
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    named = {key.rpartition("/")[2]: value for key, value in line["watch"].items()}
+    return {"loss": line["loss"], **line["losses"], **named}
+
+
 def test_a_loss_that_is_not_finite_stops_with_4_and_names_the_term(shards, tmp_path):
     words = [shards, *MINI, "steps=24", "checkpoint_every=1", "optimizer.lr=1e30"]
     found = pretrain(*words, "optimizer.clip=0", "schedule.warmup_epochs=0", "-o", "run",
                      cwd=tmp_path)  # fmt: skip
     assert found.returncode == 4
-    assert "is not finite" in found.stderr
+    assert "is not finite; the state of step" in found.stderr
     assert "dino" in found.stderr
     assert (tmp_path / "run" / "resume.safetensors").exists()
     assert not (tmp_path / "run" / "manifest.yaml").exists()

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from equitools.stages import shard as stage
 from pictures import encoded, make_folder, photo
 from PIL import Image
 
-from equitools import documents, images, selection, shards, sources, torchvision_sets
+from equitools import documents, images, selection, shards, sources, torchvision_sets, words
 from equitools.errors import DataError, EquiError, UsageError
 
 SETTINGS: dict[str, Any] = {
@@ -111,6 +112,7 @@ def test_verification_names_counts_and_drops_by_the_rule(folder: Path, tmp_path:
     assert "1 exif_rotated (kept): cat/turned.jpg" in said
     lines = (tmp_path / "sh" / "report.tsv").read_text().splitlines()
     assert "val\tduplicate\tdog/im.0.JPEG\tsame bytes as train/cat/twin.JPEG" in lines
+    assert f"\tignored\t{cats / 'notes.txt'}\tits name is not an image's" in lines
     keys = set(shards.open_split(document, "train").keys)
     assert "cat/press" in keys
     assert "cat/tiny" not in keys
@@ -121,6 +123,15 @@ def test_without_verification_everything_is_packed(folder: Path, tmp_path: Path)
     document, _ = shard(folder, "verify=false", "-o", tmp_path / "sh")
     assert document["files"]["shards.train"]["samples"] == 31
     assert document["shard"]["report"] is None
+
+
+@pytest.mark.parametrize("word", ["torchvision:FakeData", "one.tar", "set"])
+def test_a_source_is_a_word_of_its_own(word: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    (document,) = words.parse([word], stage.program).documents
+    wanted = word if ":" in word else str(tmp_path / word)
+    assert document == {"shard": {"source": wanted}}
 
 
 def test_tars_of_others_are_described_and_not_copied(folder: Path, tmp_path: Path) -> None:
@@ -272,9 +283,10 @@ def test_one_image_a_class_is_held_out_over_all_images_and_says_so(tmp_path: Pat
         select(make_folder(tmp_path / "one", {"a": 1}), holdout=0.5)
 
 
-def test_holdout_is_for_sources_without_val(folder: Path) -> None:
-    with pytest.raises(UsageError, match="has one"):
-        select(folder, holdout=0.1)
+def test_a_source_with_a_val_split_keeps_it_and_says_so(folder: Path) -> None:
+    source = select(folder, holdout=0.1)
+    assert names(source, "val") == names(select(folder), "val")
+    assert source.notes[-1] == "pets has a val split: holdout is not used"
 
 
 def test_a_list_takes_files_by_base_name_as_simclr_does(tmp_path: Path) -> None:
