@@ -51,7 +51,7 @@ def exit_code(verbose: bool) -> Iterator[Result]:
     """Turn whatever happens inside into an exit code and at most one line."""
     result = Result()
     try:
-        with _terminable():
+        with _terminable(), _insisting():
             yield result
     except Quietly as error:
         result.code = error.code
@@ -106,6 +106,34 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _insisting() -> Iterator[None]:
+    """Raise once more what a signal has raised inside a destructor, where Python drops it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    dropped: list[type[BaseException]] = []
+    report = sys.unraisablehook
+
+    def note(lost: Any) -> None:
+        if isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+            dropped.append(type(lost.exc_value))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # by then the destructor has ended
+        else:
+            report(lost)
+
+    def insist(number: int, stack: Any) -> None:
+        raise dropped[-1]
+
+    before, sys.unraisablehook = signal.signal(signal.SIGALRM, insist), note
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = report
 
 
 def _code(error: Exception) -> int:

@@ -61,7 +61,8 @@ def _copy(url: str, path: Path) -> None:
         temporary.replace(path)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if ended := re.search(r": exit (\d+) ", reason):  # a pipe's error is a dump of its arguments
+        # The error of a pipe is a dump of its arguments.
+        if ended := re.search(r": exit (\d+) ", reason):
             reason = f"the program that fetches it ended with exit code {ended[1]}"
         raise DataError(f"cannot fetch {url}: {reason}") from error
     finally:

@@ -6,11 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from toy_stage import GIVEN, TOY, only_line, toy
 
-from equitools import frame, manifest
+from equitools import failures, frame, manifest
 
 # --- the output folder --------------------------------------------------------------------------
 
@@ -68,6 +69,24 @@ def test_a_killed_stage_leaves_no_manifest(tmp_path, number, code):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".lock", "result.txt"]
     process.stdout.close()
     process.stderr.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_not_lost_in_a_destructor(number, code):
+    class Slow:
+        def __del__(self):
+            signal.raise_signal(number)
+            time.sleep(0.1)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with failures.exit_code(verbose=False) as result:
+            things = [Slow()]
+            things.clear()
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.code == code
 
 
 def test_a_folder_below_a_file_is_refused_before_stdin_is_read(tmp_path):
