@@ -66,8 +66,13 @@ cells_of = $(shell sed -n 's/.*cells:.*[{ ]$(SCALE): *\([^,} ]*\).*/\1/p' manife
 cells   := $(call cells_of,table2)
 $(if $(cells),,$(error SCALE is '$(SCALE)'; it is mini, small or paper))
 
-# Upright pictures for Tables 5 and 6: a manifest of shards.
-upright := $(if $(PETS),$(PETS:%/=%)/manifest.yaml,$(if $(filter paper,$(SCALE)),,runs/scenes/shards.yaml))
+# What make is told of must be there before hours are spent on an encoder.
+told := PETS CUB FLOWERS FOOD ECSSD DUTS OMRON DAVIS LISTS
+$(foreach name,$(told),$(if $($(name)),$(if $(wildcard $($(name))/.),,$(error $(name)=$($(name)) is no folder))))
+
+# Upright pictures for Tables 5 and 6: a manifest of shards, made of a folder where it has none.
+own_shards := $(if $(PETS),$(wildcard $(PETS:%/=%)/manifest.yaml))
+upright := $(if $(PETS),$(or $(own_shards),runs/pets/shards.yaml),$(if $(filter paper,$(SCALE)),,runs/scenes/shards.yaml))
 
 source = $(if $(findstring /,$(DATA)),$(abspath $(DATA)),$(DATA))
 data  := $(subst /,-,$(patsubst /%,%,$(source)))
@@ -97,6 +102,10 @@ endef
 run = $(strip $(ON_$1) "$(BIN)/equi-$1" $2 $3 $(KEYS_$1) -o "$(abspath $(basename $@))")
 
 # --- The chain -------------------------------------------------------------------------------
+
+runs/pets/shards.yaml: | $(ready)
+	@mkdir -p "$(@D)"
+	$(call run,shard,"$(abspath $(or $(PETS),$(error pets need PETS=)))") < /dev/null > $@~ && mv $@{~,}
 
 # Other data than DATA, as equi-shard knows them by name.
 runs/%/shards.yaml: | $(ready)
@@ -179,7 +188,7 @@ labeled  := CUB FLOWERS FOOD PETS
 masked   := ECSSD DUTS OMRON
 stand_in := $(if $(filter mini,$(SCALE)),scenes)
 given     = $(foreach name,$1,$(if $($(name)),$(name)))
-folder    = data="$(abspath $(if $(filter scenes,$2),$(scenes_$1),$($2)))"
+folder    = label=$2 data="$(abspath $(if $(filter scenes,$2),$(scenes_$1),$($2)))"
 $(foreach d,$(call given,$(labeled)) $(stand_in),$(eval $(call of_data,finetune,$d,$(call folder,finetune,$d) $(tuning_$(SCALE)))))
 $(foreach d,$(call given,$(masked)) $(stand_in),$(eval $(call of_data,saliency,$d,$(call folder,saliency,$d))))
 $(foreach d,$(call given,DAVIS) $(stand_in),$(eval $(call of_data,video,$d,$(call folder,video,$d))))
@@ -193,6 +202,7 @@ $(scenes_saliency) $(scenes_video): | $(ready)
 # --- Tables ----------------------------------------------------------------------------------
 
 $R/table2.md: $(cells:%=$R/%/linear.yaml) manifests/table/table2.yaml | $(ready)
+	@mkdir -p "$(@D)"
 	cat $^ | "$(BIN)/equi-report" table2 - scale=$(SCALE) -o $(@D) > $@~ && mv $@{~,}
 
 reproduce-table2: $R/table2.md  ## pretrain, probe and tabulate every cell of Table 2 at this SCALE
@@ -240,12 +250,15 @@ draw_figure7  := attention images=1 first=1 $(pixels_$(SCALE))
 draw_figure8  := attention images=1 first=2 $(pixels_$(SCALE))
 
 $R/table1.md: $(call results,table1) manifests/table/table1.yaml | $(ready)
+	@mkdir -p "$(@D)"
 	cat $^ | "$(BIN)/equi-report" table1 - > $@~ && mv $@{~,}
 
 $R/ser-figure4.md: $(call results,ser-figure4) | $(ready)
+	@mkdir -p "$(@D)"
 	cat $^ | "$(BIN)/equi-report" tsne - -o $(@:.md=) > $@~ && mv $@{~,}
 
 define compared
+@mkdir -p "$(@D)"
 cat $^ | "$(BIN)/equi-report" compare - scale=$(SCALE) format=csv > $(@:.md=.csv)
 cat $^ | "$(BIN)/equi-report" compare - scale=$(SCALE) > $@~ && mv $@{~,}
 endef
@@ -256,9 +269,11 @@ $R/clever-%.md: $$(call results,clever-$$*) manifests/table/clever-%.yaml | $(re
 	$(compared)
 
 $R/clever-figure%.md: $$(call results,clever-figure$$*) manifests/table/clever-figure%.yaml | $(ready)
+	@mkdir -p "$(@D)"
 	cat $^ | "$(BIN)/equi-report" $(draw_figure$*) - -o $(@:.md=) > $@~ && mv $@{~,}
 
 $R/clever-figure4.md: $(call results,clever-figure4) manifests/table/clever-figure4.yaml | $(ready)
+	@mkdir -p "$(@D)"
 	$(if $(shown_figure4),cat $^ | "$(BIN)/equi-report" $(draw_figure4) - -o $(@:.md=),\
 	echo "Figure 4 needs ECSSD=, DUTS= or OMRON=, a folder of pictures and masks.") > $@~ && mv $@{~,}
 

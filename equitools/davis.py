@@ -13,6 +13,7 @@ A cell is a ViT's patch, or what a CNN's last stage makes one number of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,7 +25,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitools import clips, encoders, features, images, manifest, maps, palettes
+from equitools import (
+    clips,
+    encoders,
+    featurecache,
+    features,
+    images,
+    manifest,
+    maps,
+    palettes,
+)
 from equitools.errors import DataError, UsageError
 from equitools.evals import segmentation_scores
 from equitools.preprocess import Transform
@@ -38,11 +48,15 @@ Predict = Callable[[Iterable[Tensor], np.ndarray, tuple[int, int]], Iterable[np.
 YEAR, RESOLUTION = "2017", "480p"  # taken where there are several
 
 
-def settings_of(*, annotations: str = "Annotations", sequences: list[str] | None = None) -> None:
+def settings_of(
+    *, annotations: str = "Annotations", sequences: list[str] | None = None, keep_gb: float = 2.0
+) -> None:
     """The knobs of the data; the signature is the schema.
 
-    annotations: the folder of the masks. sequences: names, instead of those of val.txt. `size` is
-    the short side in pixels, 480 when null; `limit` so many sequences, the first ones.
+    annotations: the folder of the masks. sequences: names, instead of those of val.txt. keep_gb:
+    maps of frames are kept on disk unless all of them take more (ViT-S on the 30 videos of DAVIS:
+    4.9 with 16-px patches, 20 with 8). `size` is the short side in pixels, 480 when null; `limit`
+    so many sequences, the first ones.
     """
 
 
@@ -52,6 +66,7 @@ class Videos:
 
     clips: list[clips.Clip]
     left_out: dict[str, str] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -78,7 +93,7 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Videos:
     root = Path(settings["data"])
     frames = _chosen(root / "JPEGImages", RESOLUTION)
     masks = _chosen(root / settings["annotations"], RESOLUTION)
-    found = Videos([])
+    found = Videos([], document=document)
     for name in _names(root, settings["sequences"])[: settings["limit"]]:
         clip = clips.read(name, frames / name, masks / name)
         if len(clip.frames) < FEWEST:
@@ -181,7 +196,9 @@ class Source:
                 if palettes.said_by(folder) == said and all(path.is_file() for path in paths):
                     bar.advance(len(paths))
                 else:
-                    seen = self._cells(clip, show, size, bar.advance)
+                    asked = [weights, self.layer, clip.digest, size]
+                    store = featurecache.Single(self._cache(), asked, "cells")
+                    seen = self._cells(clip, show, size, store, bar.advance)
                     names = [path.name for path in paths]
                     palettes.write(
                         folder, said, clip.masks[0], names, predict(seen, clip.first, size)
@@ -218,6 +235,7 @@ class Source:
             "sequences": len(shown),
             "objects": sum(clip.objects for clip in shown),
             "frames": sum(len(clip.frames) for clip in shown),
+            "maps": "kept" if self._cache() else f"not kept: over {self.settings['keep_gb']:g} GB",
             "left_out": self.videos.left_out,
         }
 
@@ -225,13 +243,27 @@ class Source:
         features.freeze(encoder, self.device)
         return maps.maps_of(encoder, self.transform, [self.layer], norm=True)
 
+    def _cache(self) -> Path | None:
+        """The folder of kept maps; None where all of them take more than is allowed."""
+        cells = sum(math.prod(self.size(c)) * len(c.frames) for c in self.videos.clips)
+        numbers = cells // self.cell**2 * self.encoder.channels(self.layer)
+        if 4e-9 * numbers > self.settings["keep_gb"]:
+            return None
+        wanted = self.settings["encoder"]
+        return encoders.features_folder(self.videos.document, wanted, self.out)
+
     def _cells(
-        self, clip: clips.Clip, show: maps.Maps, size: tuple[int, int], advance: Callable[[], Any]
-    ) -> Iterator[Tensor]:
+        self, clip: clips.Clip, show: maps.Maps, size: tuple[int, int], store: featurecache.Single,
+        advance: Callable[[], Any],
+    ) -> Iterator[Tensor]:  # fmt: skip
         """The map d h w of every frame."""
         for path in clip.frames:
-            picture = _resized(images.decode(path.read_bytes(), str(path)), size)
-            yield show(picture[None].to(self.device))[self.layer][0]
+
+            def compute(path: Path = path) -> Tensor:
+                picture = _resized(images.decode(path.read_bytes(), str(path)), size)
+                return show(picture[None].to(self.device))[self.layer][0]
+
+            yield store(path.stem, compute).to(self.device)
             advance()
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from equitools import __version__, checkpoint
 from equitools.errors import DataError
 
 BLOCK = 1024
+said = logging.getLogger("equitools")
 
 
 class Blocks:
@@ -65,6 +68,30 @@ class Blocks:
         return True
 
 
-def _name(asked: Any) -> str:
+class Single:
+    """Tensors of pictures that make no table, a file for each; without a cache nothing is read or
+    written. asked: what they depend on beside the picture, as JSON has it."""
+
+    def __init__(self, cache: Path | None, asked: Any, kind: str) -> None:
+        self.folder = None if cache is None else cache / _name(asked, kind)
+        self._told = False
+
+    def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor of a name, from disk or computed; the first that is read is told of."""
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            if not self._told:
+                said.info("what is known already is read from %s", self.folder)
+            self._told = True
+            return checkpoint.load_tensors(path)["features"]
+        found = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_tensors(path, {"features": found})
+        return found
+
+
+def _name(asked: Any, kind: str = "features") -> str:
     text = json.dumps([__version__, asked])
-    return f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

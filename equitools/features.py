@@ -35,7 +35,7 @@ class Table:
     classes there are; else `classes` is what the labels show. `stream(blocks, seed, epoch)` gives
     new features for batches of row numbers where the protocol augments, else it is None.
     `progress` is told of training samples as evaluations that train go through them. `read` says,
-    for people, what of it was on disk already.
+    for people, what of it was on disk already, and `reused` how many rows.
     """
 
     features: Tensor
@@ -49,6 +49,7 @@ class Table:
     stream: Callable[[Iterable[Tensor], int, int], Iterator[Tensor]] | None = None
     progress: Callable[[int], Any] | None = None
     read: str = ""
+    reused: int = 0
 
 
 @dataclass
@@ -117,14 +118,16 @@ def extract(
     workers: int = 0,
     limit: int | None = None,
     perturb: Perturbation | None = None,
+    changed: Any = None,
     cache: Path | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Table:
     """Features of a split (an index with labels, keys, classes, digest and `image(i)`).
 
-    layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop.
-    cache: a folder (encoders.features_folder); what was extracted before from the same weights,
-    transform, layers and data is read from there. progress is told how many pictures were done.
+    layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop; changed:
+    all that it depends on, as JSON has it. cache: a folder (encoders.features_folder); what was
+    extracted before from the same weights, transform, change, layers and data is read from there.
+    progress is told how many pictures were done.
     Raises DataError for a picture that cannot be decoded, naming it.
     """
     freeze(encoder, device)
@@ -139,14 +142,43 @@ def extract(
         split=encoder.split,
         named=bool(index.classes),
     )
-    if perturb is not None or not index.digest:  # nothing to know them by
+    if not index.digest or (perturb is not None and changed is None):  # nothing to know them by
         cache = None
     asked = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
+    asked = asked and (asked if changed is None else [*asked, changed])
     blocks = featurecache.Blocks(cache, asked, len(rows), table.blocks * table.width)
+    table.reused = blocks.read
     if blocks.read:
         table.read = f"{blocks.read} of {len(rows)} read from {blocks.folder}"
         if blocks.missing and progress is not None:
             progress(blocks.read)
+
+    def of(pixels: Tensor, keys: Sequence[str]) -> Tensor:
+        shown = pixels if perturb is None else perturb(pixels, keys)
+        return encode(encoder, transform.normalized(shown), layers)
+
+    fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
+         workers=workers, progress=progress)  # fmt: skip
+    table.features = blocks.features
+    return table
+
+
+def fill(
+    blocks: featurecache.Blocks,
+    index: Any,
+    rows: Sequence[int],
+    of: Callable[[Tensor, Sequence[str]], Tensor],
+    transform: Transform,
+    *,
+    device: str | torch.device,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """Compute the blocks that are missing: of(pixels uint8 b 3 size size, keys) gives b width.
+
+    rows: the positions of the split that the blocks' rows stand for.
+    """
     wanted = [[rows[i] for i in blocks.rows(number)] for number in blocks.missing]
     batches = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
     shown = _shown(index, batches, transform, device=device, workers=workers)
@@ -154,14 +186,10 @@ def extract(
         found: list[Tensor] = []
         while sum(map(len, found)) < len(part):
             pixels, keys = next(shown)
-            if perturb is not None:
-                pixels = perturb(pixels, keys)
-            found.append(encode(encoder, transform.normalized(pixels), layers).cpu())
+            found.append(of(pixels, keys).cpu())
             if progress is not None:
                 progress(len(pixels))
         blocks.keep(number, torch.cat(found))
-    table.features = blocks.features
-    return table
 
 
 def pictures(

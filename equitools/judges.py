@@ -128,31 +128,38 @@ def measure(
     passes = sum(settings["draws"] if column.operations else 1 for _, _, column in tests)
     total = len(features.subset(len(index), limit)) * passes * len(judges)
     scores: dict[str, float] = {}
+    read = 0
     with progress(total, "changed pictures", "image") as bar:
         for test, name, column in tests:
-            draws = [
-                _mean([_judged(one, index, column, draw, settings, bar.advance) for one in judges])
-                for draw in range(settings["draws"] if column.operations else 1)
-            ]
+            draws = []
+            for draw in range(settings["draws"] if column.operations else 1):
+                tables = [_table(j, index, column, draw, settings, bar.advance) for j in judges]
+                draws.append(_mean([j.judge(t) for j, t in zip(judges, tables, strict=True)]))
+                read += sum(table.reused for table in tables)
             scores |= perturbed.summary(f"perturb/{test}/{name}", draws)
+    if read:
+        said.info("changed pictures: features of %d of %d read from disk", read, total)
     return scores
 
 
-def _judged(
+def _table(
     judge: Judge, index: Any, column: perturbed.Column, draw: int, settings: dict[str, Any],
     progress: Callable[[int], Any],
-) -> dict[str, float]:  # fmt: skip
-    """What one judge says of one draw of changed pictures."""
+) -> features.Table:  # fmt: skip
+    """What one judge's encoder says of one draw of changed pictures."""
     shape = {**judge.shape, "interpolation": column.interpolation}
     transform = preprocess.evaluation_transform(judge.encoder, **shape)
+    asked = column, transform.size, settings["seed"], draw
     table = features.extract(
         judge.encoder, index, transform=transform, layers=judge.layers, cache=judge.kept,
         device=settings["device"], batch_size=settings["extract_batch_size"],
         workers=settings["workers"], limit=settings["limit"], progress=progress,
-        perturb=perturbed.perturbation(column, transform.size, settings["seed"], draw),
+        perturb=perturbed.perturbation(*asked), changed=perturbed.told(*asked),
     )  # fmt: skip
+    if table.reused == len(table.labels):
+        progress(table.reused)
     features.require_labels(table, "val")
-    return judge.judge(table)
+    return table
 
 
 def _mean(said: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -12,7 +12,6 @@ disk by weights, settings and pixels, so that they are computed once.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from equitools import __version__, checkpoint, features, maps
+from equitools import featurecache, features, maps
 from equitools.augment import normalize
 from equitools.errors import UsageError
 
@@ -73,18 +72,12 @@ class Shown:
 
     def _kept(self, compute: Keys, encoder: Any, cache: Path) -> Keys:
         """The same, from a file where the keys of a picture have been computed before."""
-        asked = json.dumps([__version__, features.fingerprint(encoder), self.size, self.tokens])
-        folder = cache / f"keys-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+        asked = [features.fingerprint(encoder), self.size, self.tokens]
+        store = featurecache.Single(cache, asked, "keys")
 
         def keys(image: np.ndarray) -> Tensor:
             content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-            path = folder / f"{content[:32]}.safetensors"
-            if path.exists():
-                return checkpoint.load_tensors(path)["keys"]
-            found = compute(image)
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save_tensors(path, {"keys": found})
-            return found
+            return store(content[:32], lambda: compute(image))
 
         return keys
 

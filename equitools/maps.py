@@ -6,18 +6,22 @@ get_intermediate_layers does (Caron et al., 2021); a CNN's is what a stage gives
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equitools import features
-from equitools.errors import UsageError
+from equitools import featurecache, features
+from equitools.errors import DataError, UsageError
 
 Maps = Callable[[Tensor], dict[int, Tensor]]  # uint8 or [0, 1] b 3 h w → {layer: b d h w}
+Rows = Callable[[Tensor, Sequence[str]], Tensor]  # uint8 b 3 h w, keys → b width
+said = logging.getLogger("equitools")
 COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewer
 
 
@@ -25,7 +29,7 @@ COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewe
 class Vectors:
     """One vector for a picture: `of` takes pictures b 3 h w to b (blocks · width), fp32. layers,
     blocks, width and split are those of a features.Table. normalized prepares pictures for copy(),
-    which is the encoder once more, for those who train it."""
+    which is the encoder once more, for those who train it on the device."""
 
     of: Callable[[Tensor], Tensor]
     layers: str
@@ -34,20 +38,23 @@ class Vectors:
     split: int | None
     normalized: Callable[[Tensor], Tensor] | None = None
     copy: Callable[[], Any] | None = None
+    device: str = "cpu"
 
 
 @dataclass
 class Source:
     """Pictures of the splits, and maps of any pictures.
 
-    pictures(split, limit, batch_size) gives uint8 b 3 size size and keys, and says how far it is.
+    pictures(split, limit, batch_size, order=None) gives uint8 b 3 size size and keys, and says how
+    far it is; order: numbers among the pictures within the limit, instead of all as they come.
     maps: of the encoder at `layers`; untrained() gives those of the same network with random
     weights. cell: the side in pixels of which pictures of other shapes are multiples. other_shapes:
     why they cannot be had, or None. seed: of what is drawn for each picture. batch_size: where an
     evaluation has none of its own. vectors(layers): what a probe would read, `auto` as it would.
+    keep: `table` from disk. resume(what, *matters): a finetune.Kept for training a network.
     """
 
-    pictures: Callable[[str, int | None, int], Iterator[tuple[Tensor, list[str]]]]
+    pictures: Callable[..., Iterator[tuple[Tensor, list[str]]]]
     maps: Maps
     untrained: Callable[[], Maps]
     layers: list[int]
@@ -56,6 +63,25 @@ class Source:
     seed: int = 0
     batch_size: int = 256
     vectors: Callable[[str], Vectors] | None = None
+    keep: Callable[[str, int | None, Any, int, Rows], tuple[Tensor, list[str]]] | None = None
+    resume: Callable[..., Any] | None = None
+
+    def table(
+        self, split: str, most: int | None, what: Any, width: int, of: Rows
+    ) -> tuple[Tensor, list[str]]:
+        """of(pixels, keys) b width of every picture, n width, and the keys; computed once where
+        there is a place to keep it. what: all that `of` depends on but the network and the data.
+        DataError for a split without pictures."""
+        if self.keep is not None:
+            rows, names = self.keep(split, most, what, width, of)
+        else:
+            shown = self.pictures(split, most, self.batch_size)
+            parts = [(of(pixels, keys), keys) for pixels, keys in shown]
+            rows = torch.cat([torch.empty(0, width), *(found.cpu() for found, _ in parts)])
+            names = [key for _, keys in parts for key in keys]
+        if not names:
+            raise DataError(f"the {split} split has no pictures")
+        return rows, names
 
 
 def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
@@ -135,22 +161,42 @@ def source(
     batch_size: int,
     workers: int,
     progress: Callable[[int], Any],
+    cache: Path | None = None,
+    resume: Callable[..., Any] | None = None,
 ) -> Source:
     """What evaluations see of an encoder (`untrained()`: another with random weights) and of the
-    index of every split; no split gives more than `limit` pictures."""
+    index of every split; no split gives more than `limit` pictures. cache: a folder for what is
+    kept (encoders.features_folder)."""
     features.freeze(encoder, device)
     maps = maps_of(encoder, transform, layers, norm=norm)
     side = cell(encoder, transform.size)
 
-    def pictures(split: str, most: int | None, size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    def pictures(
+        split: str, most: int | None, size: int, order: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, list[str]]]:
         index = splits[split]
         rows = features.subset(len(index), fewest(most, limit))
+        rows = rows if order is None else [rows[i] for i in order]
         loader = features.pictures(
             index, rows, transform, device=device, batch_size=size, workers=workers
         )
         for pixels, keys in loader:
             yield pixels, keys
             progress(len(pixels))
+
+    def keep(
+        split: str, most: int | None, what: Any, width: int, of: Rows
+    ) -> tuple[Tensor, list[str]]:
+        index = splits[split]
+        rows = features.subset(len(index), fewest(most, limit))
+        asked = [features.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
+        blocks = featurecache.Blocks(cache, [*asked, what], len(rows), width)
+        if blocks.read:
+            said.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
+            progress(blocks.read)
+        features.fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
+                      workers=workers, progress=progress)  # fmt: skip
+        return blocks.features, [index.keys[i] for i in rows]
 
     def random_maps() -> Maps:
         other = untrained()
@@ -163,11 +209,13 @@ def source(
         return Vectors(
             lambda image: features.encode(encoder, transform.normalized(image), chosen),
             chosen, blocks, encoder.dim, encoder.split, transform.normalized,
-            lambda: deepcopy(encoder),
+            lambda: deepcopy(encoder), device,
         )  # fmt: skip
 
     refused = refuses_other_shapes(maps, transform.size, side, device)
-    return Source(pictures, maps, random_maps, layers, side, refused, seed, batch_size, vectors)
+    return Source(
+        pictures, maps, random_maps, layers, side, refused, seed, batch_size, vectors, keep, resume
+    )
 
 
 def fewest(*limits: int | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +138,8 @@ def run(request: Request) -> dict[str, Any] | None:
         who = perturbed.judge_of(document, settings["k"])
         facts |= judged(f"{who} of clean pictures", judge, probe["split"], index, settings)
     for name in diagnoses:
-        outcome = diagnose(name, encoder, splits, probe, settings)
+        kept = encoders.features_folder(document, probe["encoder"], out)
+        outcome = diagnose(name, encoder, splits, probe, settings, out, kept)
         scores |= {f"perturb/{name}/{key}": value for key, value in outcome.scores.items()}
         facts[name] = outcome.facts
         for what, why in outcome.facts.get("left_out", {}).items():
@@ -225,10 +227,14 @@ def apart(train: Any, val: Any) -> Any:
 
 def diagnose(
     name: str, encoder: Any, splits: dict[str, Any], probe: dict[str, Any],
-    settings: dict[str, Any],
+    settings: dict[str, Any], out: Path, kept: Path,
 ) -> Any:  # fmt: skip
-    """What one evaluation of maps says of an encoder, and how it was done."""
-    from equitools import encoders, features, maps, preprocess
+    """What one evaluation of maps says of an encoder, and how it was done.
+
+    kept: the folder of features. Networks that it trains are saved in resume/ below `out` until it
+    has ended.
+    """
+    from equitools import encoders, features, finetune, maps, preprocess
     from equitools.evals import DIAGNOSES, sensitivity
 
     knobs = settings["tests"][name]
@@ -246,15 +252,25 @@ def diagnose(
     total = sum(shown.values())
     if name == "sensitivity":
         total = sensitivity.pictures_read(knobs, encoder.split, shown["train"], shown["val"])
+
+    def resume(what: str, *matters: Any) -> finetune.Kept:
+        (out / "resume").mkdir(exist_ok=True)
+        digests = [index.digest for index in splits.values()]
+        named = (features.fingerprint(encoder), digests, settings["limit"], shape)
+        path = out / "resume" / f"{name}-{what}.safetensors"
+        return finetune.Kept(path, manifest.identity(name, what, matters, named))
+
     with frame.progress(total, name, "image") as bar:
         source = maps.source(
             encoder, splits, transform, layers, norm=settings["norm"], seed=settings["seed"],
             untrained=lambda: encoders.untrained(encoder, probe["encoder_seed"]),
             limit=settings["limit"], device=settings["device"], workers=settings["workers"],
-            batch_size=settings["extract_batch_size"], progress=bar.advance,
+            batch_size=settings["extract_batch_size"], progress=bar.advance, cache=kept,
+            resume=resume,
         )  # fmt: skip
         evaluation: Any = DIAGNOSES[name]
         outcome = evaluation(source, **knobs)
+    shutil.rmtree(out / "resume", ignore_errors=True)
     normed = "its final norm on every block" if settings["norm"] else "as the block leaves them"
     outcome.facts["transform"] = transform.describe()
     if name != "sensitivity":

@@ -27,6 +27,7 @@ def common_settings(
     *,
     eval: str,
     data: str | None = None,
+    label: str | None = None,
     encoder: str | None = None,
     encoder_seed: int = 0,
     pretrained: bool = False,
@@ -38,7 +39,8 @@ def common_settings(
 ) -> None:
     """The knobs of `transfer` that every evaluation shares; the signature is the schema.
 
-    eval: the evaluation. data: the folder or manifest that it looks at. encoder: a path, timm name,
+    eval: the evaluation. data: the folder or manifest that it looks at; label: what tables call
+    them, where the path does not say it. encoder: a path, timm name,
     random or pixels instead of the document's; encoder_seed: of random weights; pretrained: let
     timm download. size: of the pictures that the network sees, by the evaluation's own rule when
     null. limit: so many pictures (or sequences) at most.

@@ -17,11 +17,11 @@ def source(maps, pictures, *, val=None, layers=(1,), cell=4, **facts):
     """A Source of toy maps ({layer: b d h w} of pictures in [0, 1]) over given pictures."""
     splits = {"train": pictures, "val": pictures if val is None else val}
 
-    def batches(split, limit, size):
-        chosen = splits[split][:limit]
+    def batches(split, limit, size, order=None):
+        chosen = list(range(len(splits[split][:limit]))) if order is None else list(order)
         for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            yield part, [f"{split}{start + i}" for i in range(len(part))]
+            rows = chosen[start : start + size]
+            yield splits[split][rows], [f"{split}{i}" for i in rows]
 
     def of(image):
         return maps(image.float() / 255 if image.dtype == torch.uint8 else image)

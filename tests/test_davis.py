@@ -58,7 +58,8 @@ def root(tmp_path):
 def settings(root, **given):
     return {
         "data": str(root), "annotations": "Annotations", "sequences": None, "limit": None,
-        "size": 64, "device": "cpu", "encoder_seed": 0, **given,
+        "size": 64, "device": "cpu", "encoder": "random", "encoder_seed": 0, "keep_gb": 2.0,
+        **given,
     }  # fmt: skip
 
 
@@ -155,6 +156,22 @@ def test_a_finished_sequence_is_not_predicted_again(root, tmp_path):
     Image.new("RGB", (64, 64)).save(root / "JPEGImages" / "480p" / "one" / "00002.jpg")
     source(root, tmp_path).judge(stay, {"topk": 6})
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize("keep_gb", [2.0, 0.0])
+def test_maps_of_frames_are_computed_once_unless_they_take_more(root, tmp_path, keep_gb):
+    def judged(topk, work):
+        return work.judge(lambda *seen: propagation.predict(*seen, topk=topk), {"topk": topk})
+
+    work = source(root, tmp_path / "a", keep_gb=keep_gb)
+    expected = judged(5, work)
+    assert (work.facts()["maps"] == "kept") == (keep_gb > 0)
+    again, passes = source(root, tmp_path / "b", keep_gb=keep_gb), []
+    forward = again.encoder.forward
+    again.encoder.forward = lambda *given, **knobs: passes.append(1) or forward(*given, **knobs)
+    assert judged(5, again) == expected
+    judged(4, again)
+    assert len(passes) == (0 if keep_gb else 16)
 
 
 def test_a_sequence_that_is_cut_short_leaves_no_masks(root, tmp_path):

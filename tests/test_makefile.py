@@ -232,10 +232,11 @@ CLEVER = [f"table{n}" for n in (1, *range(3, 11))] + [f"figure{n}" for n in (1, 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_every_table_and_figure_of_clever_is_its_cells(project: Path, scale: str) -> None:
-    data = [f"{name}=/d/{name.lower()}" for name in ("PETS", "CUB", "ECSSD", "DAVIS", "LISTS")]
+    data = folders(project, "PETS", "CUB", "ECSSD", "DAVIS", "LISTS")
+    (project / "pets" / "manifest.yaml").touch()
     for name in CLEVER if scale == "paper" else ("table1", "table5", "figure4", "figure5"):
         words = [f"reproduce-{name}", f"SCALE={scale}", "DATA=/d/imagenet", *data]
-        out = make(project, "-n", "-o", "/d/pets/manifest.yaml", *words).stdout
+        out = make(project, "-n", *words).stdout
         layer = manifest.layer(name if name == "table1" else f"clever-{name}", ("table",))["table"]
         found = {c for row in layer["rows"] if (c := (row.get("cells") or {}).get(scale))}
         trained = sum(not cell.startswith("random") for cell in found)
@@ -253,12 +254,33 @@ def test_what_needs_other_data_is_run_where_make_is_told_of_it(project: Path) ->
     bare = make(project, *paper).stdout
     assert "finetune" not in bare
     assert "fraction=0.01" in bare, "few labels need no other data"
-    told = make(project, *paper, "FLOWERS=/d/flowers", "DUTS=/d/duts", "LISTS=/d/lists").stdout
-    assert 'data="/d/flowers"' in told
-    assert 'data="/d/duts"' in told
-    assert 'list="/d/lists/10percent.txt"' in told
+    told = make(project, *paper, *folders(project, "FLOWERS", "DUTS", "LISTS")).stdout
+    assert f'label=FLOWERS data="{project}/flowers"' in told
+    assert f'label=DUTS data="{project}/duts"' in told
+    assert f'list="{project}/lists/10percent.txt"' in told
     assert "equitools.scene_sets video" in make(project, "-n", "reproduce-table9").stdout
     assert "Figure 4 needs ECSSD=" in make(project, "-n", "reproduce-figure4", *paper[3:]).stdout
+
+
+def folders(project: Path, *names: str) -> list[str]:
+    """NAME=FOLDER for each name, and the folders."""
+    for name in names:
+        (project / name.lower()).mkdir(exist_ok=True)
+    return [f"{name}={project}/{name.lower()}" for name in names]
+
+
+@pytest.mark.parametrize("name", ["table5", "table6", "table9", "figure4"])
+def test_without_its_data_a_table_is_made_and_can_say_so(project: Path, name: str) -> None:
+    make(project, f"reproduce-{name}", "SCALE=paper", "DATA=/d/in")
+    assert (project / "runs" / "d-in" / "paper" / f"clever-{name}.md").is_file()
+
+
+def test_upright_pictures_may_be_a_folder_and_what_is_no_folder_is_refused(project: Path) -> None:
+    out = make(project, "-n", "reproduce-table5", *folders(project, "PETS")).stdout
+    assert f'equi-shard" "{project}/pets"' in out
+    assert out.count(" runs/pets/shards.yaml ") > 2
+    refused = make(project, "-n", "reproduce-table9", "ECSSD=/no/such", code=2)
+    assert "ECSSD=/no/such is no folder" in refused.stderr
 
 
 def test_one_page_holds_every_table_and_figure(project: Path) -> None:
@@ -289,6 +311,8 @@ def test_at_mini_a_folder_of_any_size_takes_the_time_of_the_embedded_data(projec
     assert " epochs=8" not in folder
     assert folder.count(" steps=180 ") == folder.count('/equi-pretrain" -') > 0
     assert folder.count(" limit=2000 ") == folder.count('/equi-probe" -') > 0
+    assert " holdout=0.1 " in folder, "there may be no val/"
+    assert "holdout" not in digits
 
 
 def test_a_part_of_a_cell_takes_all_classes_at_paper_scale(project: Path) -> None:

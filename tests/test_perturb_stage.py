@@ -10,7 +10,7 @@ from equitools.stages import perturb, probe, transfer
 from forked import BIN, ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
-from equitools import augment, frame, manifest
+from equitools import augment, encoders, features, finetune, frame, manifest
 from equitools.errors import DataError, EquiError
 from equitools.evals import perturbed
 from equitools.features import Table
@@ -188,6 +188,47 @@ def test_the_progress_of_sensitivity_ends_at_its_total(chain, tmp_path, monkeypa
     words = [f"tests.sensitivity.{key}={value}" for key, value in knobs.items()]
     ask(perturb.PROGRAM, chain, "sensitivity", *words, "workers=0", out=tmp_path)
     assert sum(read) == totals[0]
+
+
+@pytest.fixture
+def own_features(monkeypatch, tmp_path):
+    """Features are kept in a folder of this test's."""
+    monkeypatch.setattr(encoders, "features_folder", lambda *_: tmp_path / "features")
+
+
+def test_a_second_look_at_changed_pictures_costs_no_forward_pass(
+    probed, tmp_path, monkeypatch, own_features, caplog
+):
+    words = ["grid", "sensitivity", "draws=2", "tests.sensitivity.seeds=0", "workers=0"]
+    first = ask(perturb.PROGRAM, probed, *words, out=tmp_path / "a")["scores"]
+    monkeypatch.setattr(features, "encode", lambda *_: pytest.fail("a forward pass"))
+    assert ask(perturb.PROGRAM, probed, *words, out=tmp_path / "b")["scores"] == first
+    other = [*words, "tests.sensitivity.epochs=2", "tests.grid.hue=0.1"]
+    ask(perturb.PROGRAM, probed, *other, out=tmp_path / "c")
+    with pytest.raises(pytest.fail.Exception, match="a forward pass"):
+        ask(perturb.PROGRAM, probed, *words, "seed=1", out=tmp_path / "d")
+
+
+def test_a_killed_training_of_sensitivity_goes_on(chain, tmp_path, monkeypatch, own_features):
+    knobs = {"seeds": "0,1", "finetune": True, "tuning_epochs": 2, "parts": "all", "epochs": 1}
+    words = ["sensitivity", *(f"tests.sensitivity.{key}={value}" for key, value in knobs.items())]
+    words += ["tests.sensitivity.train_pictures=20", "workers=0"]
+    monkeypatch.setattr(finetune, "KEEP_EVERY", 0.0)
+    expected = ask(perturb.PROGRAM, chain, *words, out=tmp_path / "whole")["scores"]
+    trained, epoch = [], finetune._epoch
+
+    def dies(*given):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(given)
+        return epoch(*given)
+
+    monkeypatch.setattr(finetune, "_epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        ask(perturb.PROGRAM, chain, *words, out=tmp_path / "killed")
+    trained[:] = [None, None]  # one epoch is left
+    assert ask(perturb.PROGRAM, chain, *words, out=tmp_path / "killed")["scores"] == expected
+    assert not (tmp_path / "killed" / "resume").exists()
 
 
 def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, probed, tmp_path):

@@ -138,6 +138,13 @@ def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbatio
     return change
 
 
+def told(column: Column, size: int, seed: int, draw: int) -> Any:
+    """All that `perturbation` depends on, as JSON has it; None for nothing."""
+    if not column.operations and column.angle is None:
+        return None
+    return [scaled(column.operations, size), column.angle, seed, draw]
+
+
 def probe_of(document: dict[str, Any]) -> dict[str, Any]:
     """The settings of the probe whose head or neighbors judge; DataError where there is none."""
     probe = document.get("probe") or {}
@@ -185,7 +192,7 @@ def judge(
         stack = torch.stack(rights).double()
         scores[f"{name}/top1"] = 100 * float(stack[..., 0].mean())
         if table.classes >= 5:
-            scores[f"{name}/top5"] = 100 * float(stack.any(-1).float().mean())
+            scores[f"{name}/top5"] = 100 * float(stack.any(-1).double().mean())
     return scores
 
 

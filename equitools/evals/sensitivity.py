@@ -24,7 +24,7 @@ from torch import Tensor
 from equitools import collapse, probing
 from equitools import finetune as tuning
 from equitools.augment import keys
-from equitools.errors import DataError, UsageError
+from equitools.errors import UsageError
 from equitools.features import Outcome, Table, channels, part
 from equitools.linear_heads import Heads
 from equitools.maps import Source, Vectors
@@ -56,7 +56,7 @@ def evaluate(
     reads them; slicing: of the parts, as there. train_pictures, test_pictures: at most. The rest
     is the head's, as in the linear probe: the rate is chosen on a held-out part of train.
     finetune: also train the whole network (`finetune/<part>/…`; SGD, tuning_epochs, tuning_lr for
-    256 pictures), with new turns in every epoch, and all train pictures in memory.
+    256 pictures), with new turns in every epoch; a killed one goes on after its last saved epoch.
     """
     if source.vectors is None:
         raise UsageError("sensitivity needs an encoder that gives one vector for a picture")
@@ -80,7 +80,7 @@ def evaluate(
         limits = (train_pictures, test_pictures)
         for name in asked:
             outcome.scores |= tuned(
-                source, vectors, name, slicing, recipe, batch_size, seeds, limits
+                source, vectors, name, slicing, recipe, batch_size, seeds, limits, len(train.keys)
             )
         outcome.facts["finetune"] = asdict(recipe)
     outcome.facts |= {
@@ -102,55 +102,45 @@ def pictures_read(knobs: dict[str, Any], split: int | None, train: int, test: in
     if not knobs["finetune"]:
         return train + test
     parts = knobs["parts"] or (["all", "ir", "ef"] if split else ["all"])
-    judged = len(knobs["seeds"]) * knobs["tuning_epochs"] * test
-    return train + test + len(parts) * (train + judged)
+    return (train + test) * (1 + len(parts) * len(knobs["seeds"]) * knobs["tuning_epochs"])
 
 
 def tuned(
     source: Source, vectors: Vectors, name: str, slicing: str, recipe: tuning.Recipe, batch: int,
-    seeds: Sequence[int], limits: tuple[int | None, int | None],
+    seeds: Sequence[int], limits: tuple[int | None, int | None], count: int,
 ) -> dict[str, float]:  # fmt: skip
-    """The scores of whole networks that are trained to tell the turn from a part, by seed."""
+    """The scores of whole networks that are trained on `count` pictures to tell the turn from a
+    part, by seed."""
     assert vectors.copy is not None
     assert vectors.normalized is not None
     normalized = vectors.normalized
     chosen = channels(vectors.blocks, vectors.width, vectors.split, name, slicing)
-    pictures, names = _all(source, "train", limits[0])
-    steps = tuning.steps_of(len(names), batch)
+    steps = tuning.steps_of(count, batch)
     runs: dict[str, dict[str, float]] = {}
     for seed in seeds:
 
         def train(epoch: int, seed: int = seed) -> tuning.Batches:
-            order = torch.randperm(
-                len(names), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)
-            )
-            for rows in order.split(batch):
-                keyed = [names[i] for i in rows.tolist()]
+            draw = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            order = torch.randperm(count, generator=draw).tolist()
+            for pixels, keyed in source.pictures("train", limits[0], batch, order):
                 (turns,) = _turns(keyed, source.seed, False, seed, epoch)
-                image = rotated(pictures[rows], turns)
-                yield normalized(image), turns.to(image.device)
+                yield normalized(rotated(pixels, turns)), turns.to(pixels.device)
 
         def test() -> tuning.Batches:
             for pixels, keyed in source.pictures("val", limits[1], source.batch_size):
                 for turns in _turns(keyed, source.seed, True):
                     yield normalized(rotated(pixels, turns)), turns.to(pixels.device)
 
-        copy = vectors.copy()
-        network = tuning.Classifier(copy, vectors.layers, chosen, TURNS, seed).to(pictures.device)
+        network = tuning.Classifier(vectors.copy(), vectors.layers, chosen, TURNS, seed)
+        matters = (seed, slicing, asdict(recipe), batch, limits, source.seed)
+        kept = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
         runs[f"seed{seed}"] = tuning.fit(
-            network, train, test, recipe, steps=steps, batch_size=batch, seed=seed
-        )
+            network.to(vectors.device), train, test, recipe, steps=steps, batch_size=batch,
+            seed=seed, kept=kept,
+        )  # fmt: skip
     scores = {f"{seed}/{key}": v for seed, found in runs.items() for key, v in found.items()}
     scores = {f"finetune/{name}/{key}": value for key, value in scores.items()}
     return scores | probing.spread(runs, f"finetune/{name}")
-
-
-def _all(source: Source, split: str, limit: int | None) -> tuple[Tensor, list[str]]:
-    """All pictures of a split and their keys; DataError where there are none."""
-    batches = list(source.pictures(split, limit, source.batch_size))
-    if not batches:
-        raise DataError(f"the {split} split has no pictures")
-    return torch.cat([p for p, _ in batches]), [key for _, keyed in batches for key in keyed]
 
 
 def turned(
@@ -158,21 +148,20 @@ def turned(
 ) -> Table:
     """Vectors of a split's pictures, each at one turn or (`every`) at all four; labels say which.
 
-    Rows are in the order of pictures, turn by turn within a batch.
+    Rows are in the order of pictures, all turns of one picture together.
     """
-    rows: list[Tensor] = []
-    labels: list[Tensor] = []
-    names: list[str] = []
-    for pixels, keyed in source.pictures(split, limit, source.batch_size):
-        for turns in _turns(keyed, source.seed, every):
-            rows.append(vectors.of(rotated(pixels, turns)).cpu())
-            labels.append(turns)
-            names += keyed
-    if not names:
-        raise DataError(f"the {split} split has no pictures")
+    width, times = vectors.blocks * vectors.width, TURNS if every else 1
+
+    def of(pixels: Tensor, keyed: Sequence[str]) -> Tensor:
+        turns = _turns(keyed, source.seed, every)
+        return torch.cat([vectors.of(rotated(pixels, turn)) for turn in turns], dim=1)
+
+    what = ["turns", vectors.layers, source.seed, every]
+    found, names = source.table(split, limit, what, times * width, of)
+    labels = torch.stack(list(_turns(names, source.seed, every)), dim=1).flatten()
     return Table(
-        torch.cat(rows), torch.cat(labels), names, TURNS, blocks=vectors.blocks,
-        width=vectors.width, split=vectors.split,
+        found.view(-1, width), labels, [name for name in names for _ in range(times)], TURNS,
+        blocks=vectors.blocks, width=vectors.width, split=vectors.split,
     )  # fmt: skip
 
 
