@@ -24,6 +24,7 @@ from equitools import (
     selection,
     sharding,
     shards,
+    shardset,
 )  # fmt: skip
 from equitools.errors import DataError
 from equitools.sources import Source
@@ -146,7 +147,7 @@ def pack(where: str, source: Source, folder: Path, progress: Callable[..., Any])
     with progress(total, "shard", "image") as bar:
         entries, report, _ = sharding.write(source, settings, folder, bar.advance)
     if report and report["dropped"]:
-        said.warning("%d pictures are dropped; %s names them", report["dropped"], folder)
+        said.warning("%d dropped; %s names them", report["dropped"], folder / shardset.REPORT)
     document = {"kind": "shards", "shard": settings | {"report": report}, "files": entries}
     argv = ["equi-shard", settings["source"], "-o", str(folder)]
     document = manifest.append_history(

@@ -261,9 +261,12 @@ def channels(blocks: int, width: int, split: int | None, name: str, slicing: str
 
 
 def classes_of(index: Any) -> int:
-    """How many classes a split has: its list of names, else one more than the largest label."""
+    """How many classes a split has: its list of names, else what its manifest says, else one more
+    than the largest label."""
     if index.classes:
         return len(index.classes)
+    if getattr(index, "class_count", None):
+        return index.class_count
     return int(np.max(index.labels, initial=-1)) + 1
 
 

@@ -27,6 +27,8 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> downstream.
     """The data, of which only some labels will be used; UsageError unless one choice is made."""
     if (settings["fraction"] is None) == (settings["list"] is None):
         raise UsageError("semi needs fraction=0.01 (a share of every class) or list=FILE")
+    if (share := settings["fraction"]) is not None and not 0 < share <= 1:
+        raise UsageError(f"transfer.fraction is {share:g}; it is a share of train, above 0 up to 1")
     data = downstream.open_data(document, settings)
     if settings["list"] is not None:
         settings["list"] = str(files.absolute(settings["list"]))

@@ -55,6 +55,12 @@ class Recipe:
             raise UsageError("transfer.epochs is at least 1, and transfer.lr is above 0")
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"transfer.layer_decay is {self.layer_decay:g}; above 0, at most 1")
+        for key in ("smoothing", "drop_path"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UsageError(f"transfer.{key} is {getattr(self, key):g}; from 0 to below 1")
+        for key in ("weight_decay", "warmup", "mixup", "cutmix"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"transfer.{key} is {getattr(self, key):g}; it is at least 0")
 
 
 RECIPES = {

@@ -81,6 +81,9 @@ class Labeled:
                 " wrong", len(absent), self.classes, first, " …" if len(absent) > 3 else "",
             )  # fmt: skip
 
+        shown = torch.bincount(self.labels("val"), minlength=self.classes)
+        self.notes["classes_without_test"] = int((shown == 0).sum())
+
     def tables(self) -> tuple[features.Table, features.Table]:
         """Features of both splits under the evaluation transform, on the device."""
         settings = self.settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
     """The pictures and masks of the folder `data`, or `limit` of them drawn with a fixed seed.
 
     Raises DataError for a folder of another layout, a picture without a mask or with one of another
-    size, and two pictures of one name.
+    size, what cannot be decoded, and two pictures of one name.
     """
     if settings["data"] is None:
         raise UsageError("saliency needs data=FOLDER with pictures and masks, in ECSSD's layout")
@@ -64,8 +65,9 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
     pairs, unused = pair(*find(folder))
     chosen = features.subset(len(pairs), settings["limit"])
     pairs = {name: pairs[name] for name in np.array(list(pairs))[chosen].tolist()}
-    for picture, mask in pairs.values():
-        check_sizes(picture, mask)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(check_pair, pairs.values()):
+            pass
     return Data(document, folder, pairs, unused, digest(pairs))
 
 
@@ -101,10 +103,12 @@ def named(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_sizes(picture: Path, mask: Path) -> None:
-    """DataError when a picture and its mask differ in size, by their headers."""
+def check_pair(both: tuple[Path, Path]) -> None:
+    """DataError when a picture or its mask cannot be decoded, or they differ in size: before
+    anything is written."""
+    picture, mask = both
     (height, width), (tall, wide) = (
-        images.shape(path.read_bytes(), str(path)) for path in (picture, mask)
+        images.decode(path.read_bytes(), str(path)).shape[:2] for path in both
     )
     if (height, width) != (tall, wide):
         raise DataError(f"{mask} is {wide}×{tall} px, and {picture.name} is {width}×{height}")

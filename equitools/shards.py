@@ -34,6 +34,7 @@ class ShardIndex:
     labels      n int64, -1 for none
     keys        n strings, unique within the split
     classes     the class names in the order of the labels, or None when nobody said
+    class_count how many there are, by the names or else the manifest; None when nobody said
     counts      samples of each shard
     digest      of the set: sha256 of its sorted `sha256 name` lines
     unverified  True when only sizes were checked, because the set is large
@@ -47,6 +48,7 @@ class ShardIndex:
     ) -> None:
         """table: where the samples lie; read from the tar headers when it is not given."""
         self.paths, self.classes, self.digest, self.unverified = paths, classes, "", True
+        self.class_count = None if classes is None else len(classes)
         table = shardtable.read(paths) if table is None else table
         self.counts, self.keys = table.counts, table.keys
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), self.counts)
@@ -145,6 +147,7 @@ def open_split(document: dict[str, Any], split: str) -> ShardIndex:
     verified = _verify(entry, name, paths, info)
     table = shardtable.load(paths, split, entry.get("digest"))
     index = ShardIndex(paths, info.get("all_classes"), table)
+    index.class_count = entry.get("classes")
     index.digest, index.unverified = entry.get("digest", ""), not verified
     if len(index) == 0:
         raise DataError(f"{name} holds zero samples ({entry['path']})")

@@ -21,6 +21,8 @@ DATA = {
     "linear": "downstream", "finetune": "downstream", "semi": "few_labels",
     "saliency": "saliency_sets", "video": "davis",
 }  # fmt: skip
+# The module of evals/ whose check(settings) refuses what cannot be.
+CHECKED = {"linear": "frozen", "finetune": "finetune", "semi": "finetune", "saliency": "saliency"}
 
 
 def common_settings(
@@ -72,10 +74,10 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("limit", "size"):
         if settings[key] is not None and settings[key] < 1:
             raise UsageError(f"transfer.{key} is {settings[key]}; it is at least 1")
-    if settings["eval"] == "linear":
-        from equitools.evals import frozen
-
-        frozen.check(settings)
+    if (checked := CHECKED.get(settings["eval"])) is not None:
+        importlib.import_module(f"equitools.evals.{checked}").check(settings)
+    if settings["eval"] == "linear" and settings["head"] == "logistic":
+        settings["crop_pct"] = settings["crop_pct"] or 1.0  # the whole short side, as its protocol
     if settings["data"] is not None:
         settings["data"] = str(files.absolute(settings["data"]))
     return settings

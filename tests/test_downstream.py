@@ -106,6 +106,7 @@ def test_a_class_without_a_training_picture_is_kept_counted_and_warned_about(
     data.keep = lambda index: (rows.nonzero()[0].tolist(), {})
     labeled = look(data, tmp_path / "out")
     assert (labeled.classes, labeled.facts()["absent_classes"]) == (3, 1)
+    assert labeled.facts()["classes_without_test"] == 0
     assert "1 of 3 classes have no training picture (b)" in caplog.text
 
 

@@ -191,6 +191,11 @@ def test_what_is_wrong_with_a_folder_is_said_with_its_name(tmp_path):
     (folder / "gt" / "p2.png").unlink()
     with pytest.raises(DataError, match=r"no mask of .*img/p2\.jpg"):
         data(folder)
+    whole = (folder / "img" / "p1.jpg").read_bytes()
+    (folder / "img" / "p2.jpg").unlink()
+    (folder / "img" / "p1.jpg").write_bytes(whole[:-200])
+    with pytest.raises(DataError, match=r"cannot decode .*img/p1\.jpg"):
+        data(folder)
     Image.new("RGB", (64, 48)).save(folder / "img" / "p1.png")
     with pytest.raises(DataError, match=r"p1\.png and p1\.jpg have the same name"):
         data(folder)

@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 from pictures import encoded, make_folder
 
-from equitools import files, packers, packing, shards, shardset, shardtable, sources, tars
+from equitools import (
+    features,
+    files,
+    packers,
+    packing,
+    shards,
+    shardset,
+    shardtable,
+    sources,
+    tars,
+)
 from equitools.errors import DataError
 
 SETTINGS: dict[str, Any] = {
@@ -112,6 +122,15 @@ def test_shards_written_by_webdataset_read_the_same(tmp_path: Path) -> None:
     assert index.image(4) == encoded(seed=4)
     assert index.info(3) == {"n": 3}
     assert index.classes is None
+
+
+def test_the_manifest_says_how_many_classes_there_are_where_no_names_are_known(
+    folder: Path, tmp_path: Path
+) -> None:
+    document = pack(folder, tmp_path / "out")
+    (tmp_path / "out" / "_info.json").unlink()
+    document["files"]["shards.train"]["classes"] = 7
+    assert features.classes_of(shards.open_split(document, "train")) == 7
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.001, -1024 * 20])

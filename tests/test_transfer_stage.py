@@ -90,6 +90,12 @@ def test_another_encoder_leaves_nothing_of_the_first(chain, pictures, tmp_path):
         (["saliency", "data=/nowhere"], 3, "/nowhere is no folder"),
         (["saliency", "data=/nowhere", "tua=0.3"], 2, "did you mean 'tau'"),
         (["saliency", "data=/nowhere", "limit=0"], 2, "limit is 0"),
+        (["saliency", "data=/nowhere", "tau=2"], 2, "tau is 2; it is a cosine"),
+        (["finetune", "data=/nowhere", "epochs=0"], 2, "epochs is at least 1"),
+        (["finetune", "data=/nowhere", "batch_size=0"], 2, "batch_size is at least 1"),
+        (["finetune", "data=/nowhere", "drop_path=2"], 2, "drop_path is 2"),
+        (["finetune", "data=/nowhere", "recipe=modern", "mixup=-1"], 2, "mixup is -1"),
+        (["semi", "data=/nowhere", "fraction=2"], 2, "transfer.fraction is 2"),
     ],
 )
 def test_wrong_words_are_refused(chain, words, code, said, tmp_path):

@@ -9,7 +9,7 @@ its last epoch; a run that was killed goes on after its last saved epoch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 from equitools import finetune, probing
@@ -42,15 +42,12 @@ def evaluate(
     below. smoothing, mixup, cutmix, drop_path: regularization. seeds: of the head, the order and
     the crops.
     """
-    if batch_size < 1 or not seeds:
-        raise UsageError("transfer.batch_size is at least 1, and transfer.seeds lists one or more")
     given = {
         "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup": warmup,
         "layer_decay": layer_decay, "smoothing": smoothing, "mixup": mixup, "cutmix": cutmix,
         "drop_path": drop_path,
     }  # fmt: skip
-    said: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    chosen = replace(finetune.RECIPES[recipe], **said)
+    chosen = _chosen(recipe, given)
     count = len(source.rows["train"])
     batch = min(batch_size, count)
     outcome = Outcome({})
@@ -81,6 +78,20 @@ def evaluate(
         **source.facts(),
     }
     return outcome
+
+
+def check(settings: dict[str, Any]) -> None:
+    """UsageError for a recipe that cannot be, before any picture is looked at."""
+    if settings["batch_size"] < 1 or not settings["seeds"]:
+        raise UsageError("transfer.batch_size is at least 1, and transfer.seeds lists one or more")
+    known = [field.name for field in fields(finetune.Recipe)]
+    _chosen(settings["recipe"], {key: settings[key] for key in known if key in settings})
+
+
+def _chosen(recipe: str, given: dict[str, Any]) -> finetune.Recipe:
+    """The recipe of a name with what is given in place of its own."""
+    said: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return replace(finetune.RECIPES[recipe], **said)
 
 
 def _run(

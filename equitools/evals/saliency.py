@@ -20,7 +20,7 @@ from PIL import Image
 
 from equitools import bilateral as solver
 from equitools import tokencut
-from equitools.errors import DataError
+from equitools.errors import DataError, UsageError
 from equitools.features import Outcome
 from equitools.lastkeys import Keys
 from equitools.saliency_sets import Source
@@ -72,6 +72,12 @@ def evaluate(
         **source.facts(),
     }
     return Outcome(scores, facts=facts)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """UsageError for what no cosine can be."""
+    if not -1 <= settings["tau"] <= 1:
+        raise UsageError(f"transfer.tau is {settings['tau']:g}; it is a cosine, from -1 to 1")
 
 
 def masks(
