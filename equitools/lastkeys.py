@@ -99,4 +99,7 @@ def refuse(encoder: Any, shown: Shown) -> None:
     )
     if why:
         name = encoder.settings["name"]
-        raise UsageError(f"saliency shows pictures in their own shape, and {name} refuses: {why}")
+        raise UsageError(
+            f"saliency shows pictures in their own shape, and {name} takes one alone ({why}); no"
+            " size= helps, another network does"
+        )

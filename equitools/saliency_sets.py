@@ -191,7 +191,7 @@ class Source:
         short = f"short side {self.shown.size} px" if self.shown.size else "own size"
         vit = "keys of the last block's attention, all heads, no prefix tokens"
         found = {
-            "features": vit if self.encoder.is_vit else "map of the last stage",
+            "features": vit if self.encoder.has_keys else "map of the last stage",
             "transform": f"{short}, at most {self.shown.tokens} patches, stretched to multiples of"
             f" {patch} px (Lanczos, 8-bit)",
             "masks_without_picture": self.data.unused,

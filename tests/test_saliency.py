@@ -36,7 +36,8 @@ def data(folder, **settings):
 class Colors(torch.nn.Module):
     """A network whose keys are the colors of 8-px patches."""
 
-    is_vit, patch_size, depth, settings = True, 8, 1, {"name": "colors"}
+    is_vit = has_keys = True
+    patch_size, depth, settings = 8, 1, {"name": "colors"}
 
     def config(self):
         return {"pretrained_cfg": {"mean": (0.5,) * 3, "std": (0.5,) * 3}}
@@ -245,6 +246,20 @@ def test_keys_of_a_vit_are_its_last_keys_without_prefix_tokens():
     expected = keys.reshape(2, 4, 6, 96).permute(0, 3, 1, 2)
     assert torch.allclose(found.keys, expected, atol=1e-5)
     assert encoder(image).keys is None
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_vits_with_rotary_positions_give_keys_for_any_shape(name):
+    torch.manual_seed(0)
+    encoder = backbones.create(
+        {"name": name, "args": {"depth": 1, "embed_dim": 48, "num_heads": 3}}
+    )
+    patch = encoder.trunk.patch_embed.patch_size[0]
+    attention, seen = encoder.eval().trunk.blocks[0].attn, []
+    attention.k_norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    keys = encoder(torch.randn(2, 3, 2 * patch, 3 * patch), keys=True).keys
+    wanted = seen[0].transpose(1, 2).flatten(2)[:, encoder.trunk.num_prefix_tokens :]
+    assert torch.allclose(keys, wanted.mT.unflatten(2, (2, 3)), atol=1e-6)
 
 
 def test_keys_are_computed_once_and_anew_for_other_pictures_weights_or_sizes(tmp_path):

@@ -163,7 +163,7 @@ def _trunk(architecture: str, args: dict[str, Any], **training: Any) -> tuple[An
 
 def _takes_any_size(architecture: str) -> bool:
     entry = timm.model_entrypoint(architecture.split(".")[0])
-    return entry.__module__.split(".")[-1] in ("vision_transformer", "deit", "vit")
+    return entry.__module__.split(".")[-1] in ("vision_transformer", "deit", "vit", "eva")
 
 
 def _start_fresh(trunk: Any, crop_pct: float) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from equitools.backbones import narrow
 from equitools.errors import UsageError
@@ -56,6 +58,7 @@ class Encoder(nn.Module):
         self.settings, self.architecture, self.args = settings, architecture, args
         self.image_size = image_size
         self.is_vit = isinstance(trunk, VisionTransformer)
+        self.has_keys = self.is_vit or isinstance(trunk, Eva)  # DINOv3 and EVA are ViTs, too
         if not self.is_vit:  # convolutions are faster on it, 1.3 times in fp32 on a CPU
             trunk.to(memory_format=torch.channels_last)
             narrow.mend(trunk)
@@ -91,15 +94,15 @@ class Encoder(nn.Module):
         cls: class tokens of the last n blocks after the final norm (the pooled feature, under the
         last stage's number, of a CNN). maps: blocks or stages whose b d h w outputs are wanted;
         negative numbers count from the end. attention: the last block's b heads n n weights. keys:
-        the patches' keys in the last block before any norm, all heads, b d h w; the last stage's
-        map of a CNN. Raises UsageError for what this network does not have.
+        the patches' keys in the last block before norm and rotation, all heads, b d h w; the last
+        stage's map of what has none. Raises UsageError for what this network does not have.
         """
         self._check(image, mask, attention)
-        if keys and not self.is_vit:
+        if keys and not self.has_keys:
             self.channels(self.depth)
-        last_map = {self.depth - 1} if keys and not self.is_vit else set()
+        last_map = {self.depth - 1} if keys and not self.has_keys else set()
         blocks = sorted({self._block(i) for i in maps} | set(self._last(cls)) | last_map)
-        with _Listener(self._attention(attention or (keys and self.is_vit))) as listener:
+        with _Listener(self._attention(attention or (keys and self.has_keys))) as listener:
             if blocks:
                 last, inner = self.trunk.forward_intermediates(image, indices=blocks, **self._extra)
             else:
@@ -112,7 +115,7 @@ class Encoder(nn.Module):
             features.cls = {self.depth - 1: features.pooled}
         features.attention = listener.weights() if attention else None
         if keys:
-            features.keys = self._keys(image, listener) if self.is_vit else found[self.depth - 1]
+            features.keys = self._keys(image, listener) if self.has_keys else found[self.depth - 1]
         return features
 
     def channels(self, layer: int) -> int:
@@ -181,7 +184,7 @@ class Encoder(nn.Module):
     def _attention(self, wanted: bool) -> Any:
         """The last block's attention, or None where nobody asks for it."""
         layer = getattr(self.trunk.blocks[-1], "attn", None) if wanted else None
-        if wanted and not hasattr(layer, "qkv"):
+        if wanted and not (hasattr(layer, "qkv") or hasattr(layer, "k_proj")):
             name = self.settings["name"]
             raise UsageError(f"{name} has another kind of attention, whose keys are not to be had")
         return layer
@@ -205,32 +208,38 @@ class Encoder(nn.Module):
 
 
 class _Listener:
-    """Keeps queries, keys and values of an attention layer while it runs; None is never heard."""
+    """Keeps what an attention layer is given while it runs; None is never heard."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.handle = layer, None
-        self.qkv: Any = None
+        self.tokens = torch.empty(0)
 
     def __enter__(self) -> _Listener:
         if self.layer is not None:
-            self.handle = self.layer.qkv.register_forward_hook(self._keep)
+            self.handle = self.layer.register_forward_pre_hook(self._keep)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:
             self.handle.remove()
 
-    def _keep(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.qkv = output
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.tokens = inputs[0]
 
     def keys(self) -> Tensor:
         """Every token's keys of all heads, as the layer makes them: b n d."""
-        return self.qkv.chunk(3, dim=-1)[1]
+        layer = self.layer
+        if getattr(layer, "qkv", None) is None:
+            return layer.k_proj(self.tokens)
+        bias = getattr(layer, "k_bias", None)  # EVA keeps those of queries, keys and values apart
+        if bias is None and layer.qkv.bias is not None:
+            bias = layer.qkv.bias.chunk(3)[1]
+        return F.linear(self.tokens, layer.qkv.weight.chunk(3)[1], bias)
 
     def weights(self) -> Tensor:
         """softmax(q kᵀ / √d), b heads n n; fused attention never forms it."""
-        layer, shape = self.layer, (*self.qkv.shape[:2], 3, self.layer.num_heads, -1)
-        q, k, _ = self.qkv.reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        layer, shape = self.layer, (*self.tokens.shape[:2], 3, self.layer.num_heads, -1)
+        q, k, _ = layer.qkv(self.tokens).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = layer.q_norm(q), layer.k_norm(k)
         return torch.softmax(q * layer.scale @ k.transpose(-2, -1), dim=-1)
 
