@@ -176,6 +176,16 @@ $R/%/upright-finetuned.yaml: $R/%/upright-finetune.yaml manifests/perturb/invari
 $R/%/upright-sensitivity.yaml: $R/%/pretrain.yaml $(upright) manifests/perturb/sensitivity.yaml | $(ready)
 	$(call stage,perturb,$(untrained) $(turns) $(turns_$(SCALE)))
 
+# The parts of every block, beside those of the released slicing.
+$R/%/linear-per-block.yaml: $R/%/pretrain.yaml manifests/probe/linear.yaml | $(ready)
+	$(call stage,probe,$(untrained) split=per_block $(call parts_of,$*) $(probe_$(SCALE)))
+
+$R/%/grid-per-block.yaml: $R/%/linear-per-block.yaml manifests/perturb/grid.yaml | $(ready)
+	$(call stage,perturb)
+
+$R/%/sensitivity-per-block.yaml: $R/%/pretrain.yaml manifests/perturb/sensitivity.yaml | $(ready)
+	$(call stage,perturb,$(untrained) tests.sensitivity.slicing=per_block)
+
 # Data of other shapes: $R/CELL/EVALUATION-DATA.yaml, where make is told of DATA's folder.
 define of_data
 $R/%/$1-$2.yaml: $R/%/pretrain.yaml manifests/transfer/$1.yaml | $(if $(filter scenes,$2),$(scenes_$1)) $(ready)
@@ -267,6 +277,9 @@ $R/ser-%.md: $$(call results,ser-$$*) manifests/table/ser-%.yaml | $(ready)
 
 $R/clever-%.md: $$(call results,clever-$$*) manifests/table/clever-%.yaml | $(ready)
 	$(compared)
+
+split7 := $(foreach cell,$(call cells_of,clever-table7),$(if $(findstring +clever,$(cell)),$R/$(cell)))
+$R/clever-table7.md: $(split7:%=%/grid-per-block.yaml) $(split7:%=%/sensitivity-per-block.yaml)
 
 $R/clever-figure%.md: $$(call results,clever-figure$$*) manifests/table/clever-figure%.yaml | $(ready)
 	@mkdir -p "$(@D)"

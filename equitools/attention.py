@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools import augment, encoders, features, figures, preprocess, shards, tables
+from equitools import (
+    augment,
+    encoders,
+    features,
+    figures,
+    preprocess,
+    saliency_sets,
+    shards,
+    tables,
+)
 from equitools.errors import DataError, UsageError
 from equitools.evals import attention
 
@@ -19,13 +28,15 @@ CHANGES = ("original", "rotated", "jittered")
 JITTER = {"jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COLUMNS = ("method", "picture", "head", "entropy", "60 % mask", "class token", "overlap")
+FOREGROUND = "foreground"  # one more column where masks are known; of `all`, the best heads
 
 
 @dataclass
 class Seen:
     """What one network makes of one change of the pictures: the pictures b 3 h w in [0, 1], maps
     b heads h w, and b heads: entropy, share of cells in the 60 % mask, the class token's own
-    share, overlap with the unchanged pictures' masks."""
+    share, overlap with the unchanged pictures' masks, and, where the foreground is known, how well
+    the 60 % mask meets it."""
 
     method: str
     change: str
@@ -60,12 +71,14 @@ class Folder:
 def look(
     documents: Sequence[dict[str, Any]], index: Any, *, images: int, first: int,
     changes: Sequence[str], angle: float, size: int | None, seed: int, device: str,
+    masks: str | None = None,
 ) -> tuple[list[str], list[Seen]]:  # fmt: skip
     """The keys of the pictures, and what every document's encoder sees in every change of them.
 
     index: a split or a Folder; pictures `first` to `first + images` of it. changes: of CHANGES;
-    the originals are always looked at. Raises UsageError for pictures or changes that are not
-    there, and for an encoder without attention.
+    the originals are always looked at. masks: a folder with the true foreground of each picture,
+    a file of its name and size. Raises UsageError for pictures or changes that are not there, and
+    for an encoder without attention, DataError for a picture without a mask.
     """
     for change in changes:
         if change not in CHANGES:
@@ -74,10 +87,11 @@ def look(
         raise UsageError(f"pictures {first} to {first + images} of {len(index)} cannot be shown")
     rows = list(range(first, min(first + images, len(index))))
     device = encoders.pick_device(device)
+    truths = None if masks is None else _truths(Path(masks), [index.keys[i] for i in rows])
     found = [
         seen
         for document in documents
-        for seen in _look(document, index, rows, changes, angle, size, seed, device)
+        for seen in _look(document, index, rows, changes, angle, size, seed, device, truths)
     ]
     return [index.keys[i] for i in rows], found
 
@@ -89,7 +103,7 @@ def pictures_of(document: dict[str, Any], split: str, folder: str | None) -> Any
 
 def _look(
     document: dict[str, Any], index: Any, rows: list[int], changes: Sequence[str], angle: float,
-    size: int | None, seed: int, device: str,
+    size: int | None, seed: int, device: str, truths: list[np.ndarray] | None,
 ) -> list[Seen]:  # fmt: skip
     none = dict.fromkeys(("encoder", "size", "crop_pct", "interpolation"))
     probe = encoders.shown(document, {**none, "encoder_seed": 0, "pretrained": False})
@@ -118,8 +132,28 @@ def _look(
         share = mask.float().mean((2, 3))
         same = attention.overlap(plain, mask, turn)
         numbers = [attention.entropy(maps), share, torch.cat(own), same]
+        if truths is not None:
+            numbers.append(attention.jaccard(mask, _shown(truths, transform, turn)))
         found.append(Seen(method, _named(change, angle), torch.cat(shown), maps, numbers))
     return found if "original" in changes else found[1:]
+
+
+def _truths(folder: Path, keys: Sequence[str]) -> list[np.ndarray]:
+    """The true masks h w of some pictures; DataError for one that is not there."""
+    if not folder.is_dir():
+        raise DataError(f"masks: no folder {folder}")
+    known = saliency_sets.named(folder)
+    stems = [Path(key).stem for key in keys]
+    if lost := [stem for stem in stems if stem not in known]:
+        raise DataError(f"no mask of {lost[0]} in {folder}")
+    return [saliency_sets.read_mask(known[stem]) for stem in stems]
+
+
+def _shown(truths: list[np.ndarray], transform: Any, angle: float) -> Tensor:
+    """Masks as the transform shows pictures, turned; b size size booleans."""
+    plain = replace(transform, interpolation="bilinear")
+    shown = [plain.pixels(np.stack([mask * np.uint8(255)] * 3, axis=-1)) for mask in truths]
+    return attention.turned(torch.stack(shown).float(), angle)[:, 0] > 127
 
 
 def _changed(pixels: Tensor, keys: list[str], change: str, angle: float, seed: int) -> Tensor:
@@ -138,15 +172,25 @@ def _named(change: str, angle: float) -> str:
 
 
 def rows(found: Sequence[Seen]) -> list[list[Any]]:
-    """A row for each network, change and head, means over pictures; then one over all heads."""
+    """A row for each network, change and head, means over pictures; then one over all heads, but
+    of the foreground that of each picture's best head."""
     lines: list[list[Any]] = []
     for seen in found:
         means = [values.mean(0) for values in seen.numbers]
         for head in range(seen.maps.shape[1]):
             each = [f"{float(values[head]):.3f}" for values in means]
             lines.append([seen.method, seen.change, head + 1, *each])
-        lines.append([seen.method, seen.change, "all", *(f"{float(v.mean()):.3f}" for v in means)])
+        whole = [float(values.mean()) for values in means]
+        if len(whole) > len(COLUMNS) - 3:
+            whole[-1] = float(seen.numbers[-1].amax(1).mean())
+        lines.append([seen.method, seen.change, "all", *(f"{value:.3f}" for value in whole)])
     return lines
+
+
+def columns(found: Sequence[Seen]) -> list[str]:
+    """The names of the columns of `rows`."""
+    known = any(len(seen.numbers) > len(COLUMNS) - 3 for seen in found)
+    return [*COLUMNS, FOREGROUND] if known else list(COLUMNS)
 
 
 def draw(keys: Sequence[str], found: Sequence[Seen], heads: str, path: Path) -> Path:

@@ -3,8 +3,8 @@
 The table is data (manifests/table/ser-*.yaml, clever-*.yaml): columns that name a score or say what
 is missing, and rows with what the paper prints and the cell that measures it. A result belongs to a
 row when its recipe, every default written back, is the one that the row's cell spells.
-A column with `where` reads the documents that say so alone (transfer.data, shard.source); `needs`
-says which folder would provide it.
+A column or row with `where` reads the documents that say so alone (transfer.label, probe.split);
+`needs` says which folder would provide it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _row(
         values = [
             found[name]
             for document, found in zip(ours, scores, strict=True)
-            if name in found and said(document, column, scale)
+            if name in found and said(document, column, scale) and said(document, row, scale)
         ]
         own.append(tables.pool(values) if values else None)
         if name == "parameters":
@@ -96,13 +96,13 @@ def score(column: dict[str, Any], row: dict[str, Any], scale: str) -> str | None
     return None if named is None else named.format(**row)
 
 
-def said(document: dict[str, Any], column: dict[str, Any], scale: str) -> bool:
-    """Does a document say what the column's `where` asks? True without one.
+def said(document: dict[str, Any], entry: dict[str, Any], scale: str) -> bool:
+    """Does a document say what the `where` of a column or row asks? True without one.
 
     where: {dotted key: a number, or a word that the last two names of a path have in them, in any
     case}, a list of such mappings of which one is enough, or {scale: either of these}.
     """
-    where = column.get("where") or {}
+    where = entry.get("where") or {}
     if isinstance(where, dict) and scale in where:
         where = where[scale]
     choices = where if isinstance(where, list) else [where]

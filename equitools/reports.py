@@ -65,6 +65,7 @@ def attention(
     first: int = 0,
     split: str = "val",
     folder: str | None = None,
+    masks: str | None = None,
     changes: list[str] = ["original", "rotated", "jittered"],  # noqa: B006
     angle: float = 90.0,
     heads: Literal["each", "mean"] = "each",
@@ -76,7 +77,8 @@ def attention(
     """Draw attention.png: the class token's attention in the last block of each document's ViT,
     over the same pictures, and print what can be measured of it.
 
-    images, first: so many pictures of the split, from that number on, or of a `folder`. changes:
+    images, first: so many pictures of the split, from that number on, or of a `folder`; masks: a
+    folder with their true foregrounds (ECSSD's gt), to be compared with where heads look. changes:
     original, rotated (by `angle` degrees, counter-clockwise), jittered (seeded). heads: each, or
     their mean. size: side of the pictures in pixels, the encoder's own by default.
     """
@@ -85,11 +87,11 @@ def attention(
     index = attention.pictures_of(documents[0], split, folder)
     keys, found = attention.look(
         documents, index, images=images, first=first, changes=changes, angle=angle, size=size,
-        seed=seed, device=device,
+        seed=seed, device=device, masks=masks,
     )  # fmt: skip
     drawn = where(home(documents[0], "encoder")) / "attention.png"
     attention.draw(keys, found, heads, drawn)
-    text = tables.render(attention.COLUMNS, attention.rows(found), format)
+    text = tables.render(attention.columns(found), attention.rows(found), format)
     return _with_picture(text, drawn, format)
 
 

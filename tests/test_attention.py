@@ -83,6 +83,15 @@ def test_overlap_turns_the_second_mask_back():
     assert float(attention.overlap(mask, slanted, 30.0).min()) > 0.7, "corners do not count"
 
 
+def test_the_foreground_is_met_cell_by_pixel():
+    truth = torch.zeros(1, 8, 8, dtype=torch.bool)
+    truth[:, :4] = True
+    masks = torch.zeros(1, 3, 2, 2, dtype=torch.bool)
+    masks[0, 0, 0] = masks[0, 1, :, 0] = True
+    assert attention.jaccard(masks, truth).tolist() == [[1.0, pytest.approx(1 / 3), 0.0]]
+    assert attention.jaccard(masks[:, 2:], torch.zeros_like(truth)).tolist() == [[0.0]]
+
+
 def test_a_network_without_attention_says_so():
     with pytest.raises(UsageError, match="not a ViT"):
         attention.maps(backbones.create({"name": "resnet_mini"}), torch.zeros(1, 3, 32, 32))
@@ -109,6 +118,23 @@ def test_several_checkpoints_and_changes_are_looked_at_and_drawn(vit, tmp_path):
     lines = looking.rows(found)
     assert len(lines) == 6 * (vit.num_heads + 1)
     assert len(lines[0]) == len(looking.COLUMNS)
+    (tmp_path / "gt").mkdir()
+    for name in ("a", "b"):
+        half = np.zeros((40, 36), np.uint8)
+        half[:20] = 255
+        Image.fromarray(half).save(tmp_path / "gt" / f"{name}.png")
+    _, masked = looking.look(
+        [document], index, **asked, seed=0, device="cpu", masks=str(tmp_path / "gt")
+    )
+    plain, turned = masked[0].numbers[-1], masked[1].numbers[-1]
+    assert (plain > 0.1).all()
+    assert (plain < 0.9).all()
+    assert turned.shape == plain.shape
+    assert looking.columns(masked)[-1] == "foreground"
+    best = float(plain.amax(1).mean())
+    assert looking.rows(masked)[vit.num_heads][-1] == f"{best:.3f}"
+    with pytest.raises(DataError, match=r"no mask of a in"):
+        looking.look([document], index, **asked, seed=0, device="cpu", masks=str(tmp_path / "run"))
     for heads in ("each", "mean"):
         drawn = looking.draw(keys, found, heads, tmp_path / f"{heads}.png")
         with Image.open(io.BytesIO(drawn.read_bytes())) as picture:

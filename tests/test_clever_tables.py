@@ -41,8 +41,8 @@ def test_the_paper_s_numbers_stand_under_their_columns() -> None:
             assert set(row["cells"]) <= set(SCALES)
             if "paper" in row:
                 assert len(row["paper"]) == len(TABLES[name]["columns"])
-                key = (name, row.get("trained"), row["method"], row.get("part"))
-                numbers[key] = row["paper"]
+                part = None if "four blocks" in row.get("representation", "") else row.get("part")
+                numbers[name, row.get("trained"), row["method"], part] = row["paper"]
     ddcl = "DDCL w/ L_PReg"
     assert numbers["clever-table3", "BAug", ddcl, None] == [82.3, 81.8, 81.6, 51.6, 27.3]
     assert numbers["clever-table4", "CAug+", "CLeVER", None] == [75.2, 74.0, 74.5, 73.8, 71.7]
@@ -84,12 +84,15 @@ def test_every_cell_finds_its_rows_and_no_other(name: str, scale: str) -> None:
     documents = []
     for i, cell in enumerate(cells(name, scale)):
         known = dict.fromkeys((one for one in asked if one), float(i + 1))
-        documents.append(result(cell, known, shard={"source": "torchvision:OxfordIIITPet"}))
+        more = {"shard": {"source": "torchvision:OxfordIIITPet"}, "probe": {"split": "official"}}
+        documents.append(result(cell, known, **more | document_of(cell)))
     rows = comparison.compare(table, documents, scale)
     assert len(rows) == len(table["rows"]), "nothing is left over"
     for row, line in zip(table["rows"], rows, strict=True):
         means = {value.mean for value in line["ours"] if value is not None}
-        if any("where" not in column for column in table["columns"]) or "5" in name:
+        if "per_block" in str(row.get("where")):
+            assert not means
+        elif any("where" not in column for column in table["columns"]) or "5" in name:
             assert means == {cells(name, scale).index(row["cells"][scale]) + 1.0}
 
 
@@ -101,12 +104,17 @@ def test_a_column_reads_the_documents_that_it_is_about() -> None:
     documents = [
         result(cell, few, transfer={"fraction": 0.01, "list": None, "data": None}),
         result(cell, more, transfer={"list": "/lists/10percent.txt", "fraction": None}),
-        result(cell, pets, transfer={"data": "/shards/Oxford-Pets"}),
+        result(cell, pets, transfer={"data": "/shards/Oxford-Pets", "label": None}),
+        result(
+            cell,
+            {"transfer/finetune/all/best/top1": 70.0},
+            transfer={"data": "/shards/pets/birds", "label": "CUB"},
+        ),
     ]
     line = comparison.compare(table, documents, "mini")[2]
     shown = [None if value is None else value.mean for value in line["ours"]]
-    assert shown == [40.0, 60.0, None, None, None, 80.0, None]
-    assert line["status"].startswith("in part; needs CUB=")
+    assert shown == [40.0, 60.0, 70.0, None, None, 80.0, None], "a label counts, not the path"
+    assert line["status"].startswith("in part; needs FLOWERS=")
     assert "OxfordIIITPet" not in line["status"]
     empty = comparison.compare(table, [], "paper")[0]
     assert "FLOWERS=" in empty["status"]
@@ -118,9 +126,16 @@ def test_parts_of_a_representation_have_rows_of_their_own_with_the_dead_part_s_c
     grid = {f"perturb/grid/orig/{part}/draw0/top1": v
             for part, v in (("all", 70.0), ("ir", 69.0), ("ef", 5.0))}  # fmt: skip
     dead = {"perturb/sensitivity/ef/seed0/top1": 25.0, "perturb/sensitivity/ef/deviation": 0.0}
-    rows = comparison.compare(table, [result(cell, grid), result(cell, dead)], "mini")
+    told = {"perturb": {"tests": {"sensitivity": {"slicing": "official"}}}}
+    blocks = {"perturb/grid/orig/ef/draw0/top1": 30.0}
+    documents = [
+        result(cell, grid, probe={"split": "official"}), result(cell, dead, **told),
+        result(cell, blocks, probe={"split": "per_block"}),
+    ]  # fmt: skip
+    rows = comparison.compare(table, documents, "mini")
     ours = {tuple(row["labels"]): row["ours"] for row in rows}
     assert ours["CLeVER", "Total"][0] == tables.Value(70.0, None, 1)
     ef = ours["CLeVER", "EF"]
     assert (str(ef[0]), str(ef[4]), str(ef[5])) == ("5.00", "25.0", "0.000")
+    assert ours["CLeVER", "EF of four blocks"][0] == tables.Value(30.0, None, 1)
     assert not any(ours["DINO", "Total"])
