@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools import (
+    ahead,
     clips,
     encoders,
     featurecache,
@@ -206,6 +207,15 @@ class Source:
                 found[clip.name] = clips.scored(clip, map(palettes.labels, paths[1:-1]))
         return segmentation_scores.summary(found)
 
+    def files(self) -> dict[str, Any]:
+        """Entries of the folders of masks, for a manifest."""
+        return {
+            f"transfer.{path.parent.name}/{path.name}": manifest.entry(path)
+            for where in ("masks", "random")
+            for path in sorted((self.out / where).glob("*/"))
+            if path.name in {clip.name for clip in self.videos.clips}
+        }
+
     def copy(self) -> dict[str, float]:
         """Scores of the first mask for all frames."""
         return segmentation_scores.summary({
@@ -257,11 +267,18 @@ class Source:
         advance: Callable[[], Any],
     ) -> Iterator[Tensor]:  # fmt: skip
         """The map d h w of every frame."""
-        for path in clip.frames:
 
-            def compute(path: Path = path) -> Tensor:
-                picture = _resized(images.decode(path.read_bytes(), str(path)), size)
-                return show(picture[None].to(self.device))[self.layer][0]
+        def picture(path: Path) -> Tensor | None:
+            if store.has(path.stem):
+                return None
+            return _resized(images.decode(path.read_bytes(), str(path)), size)
+
+        shown = ahead.read(clip.frames, picture, self.settings["workers"])
+        for path, pixels in zip(clip.frames, shown, strict=True):
+
+            def compute(pixels: Tensor | None = pixels) -> Tensor:
+                assert pixels is not None
+                return show(pixels[None].to(self.device))[self.layer][0]
 
             yield store(path.stem, compute).to(self.device)
             advance()

@@ -76,12 +76,16 @@ class Single:
         self.folder = None if cache is None else cache / _name(asked, kind)
         self._told = False
 
+    def has(self, name: str) -> bool:
+        """Is the tensor of a name on disk?"""
+        return self.folder is not None and (self.folder / f"{name}.safetensors").exists()
+
     def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """The tensor of a name, from disk or computed; the first that is read is told of."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{name}.safetensors"
-        if path.exists():
+        if self.has(name):
             if not self._told:
                 said.info("what is known already is read from %s", self.folder)
             self._told = True

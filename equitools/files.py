@@ -39,7 +39,10 @@ def exists(path: str) -> bool:
 
 
 def digest_file(path: str | Path) -> str:
-    """`sha256:<hex>` of a file's bytes; DataError when there is no such file."""
+    """`sha256:<hex>` of a file's bytes, of a folder that of the set of files right in it; DataError
+    when there is no such file."""
+    if Path(path).is_dir():
+        return digest_files(inside(Path(path)))
     try:
         with Path(path).open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -53,11 +56,18 @@ def digest_files(paths: Iterable[str | Path]) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
+def inside(folder: Path) -> list[Path]:
+    """The files right in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
 def entry(path: str | Path, **extra: Any) -> dict[str, Any]:
-    """What `files` says of one file: its absolute path, bytes, digest, and whatever else."""
+    """What `files` says of one file, or of a folder of files: its absolute path, bytes, digest, and
+    whatever else."""
     path = absolute(path)
-    digest = digest_file(path)
-    return {"path": str(path), "bytes": path.stat().st_size, "digest": digest, **extra}
+    digest, held = digest_file(path), inside(path) if path.is_dir() else [path]
+    size = sum(one.stat().st_size for one in held)
+    return {"path": str(path), "bytes": size, "digest": digest, **extra}
 
 
 def locate(entry: dict[str, Any], name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from equitools import encoders, features, files, images, lastkeys, manifest
+from equitools import ahead, encoders, features, files, images, lastkeys, manifest
 from equitools.errors import DataError, UsageError
 from equitools.lastkeys import Keys, Shown
 
@@ -127,6 +127,12 @@ def read_mask(path: Path) -> np.ndarray:
     return images.decode(path.read_bytes(), str(path)).max(axis=2) > 0
 
 
+def read_scene(item: tuple[str, tuple[Path, Path]]) -> Scene:
+    """A picture and its mask; DataError when one cannot be decoded."""
+    name, (picture, mask) = item
+    return Scene(name, images.decode(picture.read_bytes(), str(picture)), read_mask(mask))
+
+
 @dataclass
 class Data:
     """Pictures and masks on disk. unused: masks without a picture."""
@@ -143,7 +149,8 @@ class Data:
         """What the evaluation sees of an encoder and these pictures."""
         cache = encoders.features_folder(self.document, settings["encoder"], out)
         shown = Shown(settings["size"], settings["tokens"], settings["device"], cache)
-        return Source(self, encoder, settings["encoder_seed"], shown, out, progress)
+        seed, workers = settings["encoder_seed"], settings["workers"]
+        return Source(self, encoder, seed, shown, out, progress, workers)
 
 
 @dataclass
@@ -156,10 +163,11 @@ class Source:
     shown: Shown
     out: Path
     progress: Callable[..., Any]
+    workers: int = 0
     empty: int = 0
 
     def __post_init__(self) -> None:
-        self.name = str(self.data.folder)
+        self.name, self.ways = str(self.data.folder), dict[str, None]()
         lastkeys.refuse(self.encoder, self.shown)
         self.keys = self.shown.keys(self.encoder)
 
@@ -170,20 +178,25 @@ class Source:
     def scenes(self) -> Iterator[Scene]:
         """The pictures with a foreground, one by one; the others are counted in `empty`."""
         with self.progress(len(self.data.pairs), "foreground", "image") as bar:
-            for name, (picture, mask) in self.data.pairs.items():
-                image, truth = images.decode(picture.read_bytes(), str(picture)), read_mask(mask)
-                if truth.any():
-                    yield Scene(name, image, truth)
+            for scene in ahead.read(self.data.pairs.items(), read_scene, self.workers):
+                if scene.truth.any():
+                    yield scene
                 else:
                     self.empty += 1
                 bar.advance(1)
 
     def keep(self, scene: Scene, mask: np.ndarray, way: str) -> None:
         """Write masks/<way>/<name>.png, 0 or 255, and overlays/<way>/<name>.png."""
+        self.ways[way] = None
         for kind, pixels in (("masks", mask * np.uint8(255)), ("overlays", overlay(scene, mask))):
             path = self.out / kind / way / f"{scene.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             manifest.write_atomic(path, images.encode_png(pixels))
+
+    def files(self) -> dict[str, Any]:
+        """Entries of the folders of PNGs, for a manifest."""
+        folders = [self.out / kind / way for kind in ("masks", "overlays") for way in self.ways]
+        return {f"transfer.{path.relative_to(self.out)}": manifest.entry(path) for path in folders}
 
     def facts(self) -> dict[str, Any]:
         """How pictures were shown and which were left out, in words and numbers."""

@@ -57,6 +57,11 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     from equitools import evals, names
     from equitools.evals import perturbed
 
+    for key in given.keys() - set(names.own_knobs(settings_of)):
+        for name in given.get("tests") or {}:
+            test: Any = (perturbed.TESTS | evals.DIAGNOSES).get(name)
+            if test is not None and key in names.own_knobs(test):
+                raise UsageError(f"{key} is of {name}: say tests.{name}.{key}={given[key]}")
     settings = names.knobs(settings_of, given, "perturb")
     if settings["draws"] < 1:
         raise UsageError(f"perturb.draws is {settings['draws']}; it is at least 1")

@@ -59,7 +59,7 @@ def settings(root, **given):
     return {
         "data": str(root), "annotations": "Annotations", "sequences": None, "limit": None,
         "size": 64, "device": "cpu", "encoder": "random", "encoder_seed": 0, "keep_gb": 2.0,
-        **given,
+        "workers": 1, **given,
     }  # fmt: skip
 
 

@@ -247,6 +247,7 @@ def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, prob
         ([], 2, "grid, rotation, elastic"),
         (["grid", "draws=0"], 2, "draws"),
         (["grid", "draw=3"], 2, "did you mean 'draws'"),
+        (["grid", "degrees=30"], 2, "say tests.grid.degrees=30"),
         (["grid", "tests.grid.angle=3"], 2, "'angle'"),
         (["grid", "tests.spin.angle=3"], 2, "spin"),
     ],

@@ -11,7 +11,14 @@ from equitools.evals import saliency
 from equitools.lastkeys import Shown
 from equitools.saliency_sets import open_data
 
-FOLDER = {"size": None, "tokens": 2500, "limit": None, "device": "cpu", "encoder_seed": 0}
+FOLDER = {
+    "size": None,
+    "tokens": 2500,
+    "limit": None,
+    "device": "cpu",
+    "encoder_seed": 0,
+    "workers": 0,
+}
 FOLDER["encoder"] = "random"
 
 

@@ -7,7 +7,7 @@ from asking import ask, write
 from equitools.stages import transfer
 from test_saliency import make
 
-from equitools import backbones, checkpoint, evals, manifest
+from equitools import backbones, checkpoint, evals, lineage, manifest
 from equitools.errors import DataError, EquiError
 
 
@@ -79,6 +79,10 @@ def test_another_encoder_leaves_nothing_of_the_first(chain, pictures, tmp_path):
     whole = ask(transfer.PROGRAM, chain, *words, out=tmp_path / "whole")
     assert mine["history"][-1]["weights"] == whole["history"][-1]["weights"]
     assert mine["scores"].items() <= whole["scores"].items()
+    assert {"transfer.masks", "transfer.overlays"} <= whole["files"].keys()
+    assert lineage.verified([whole])[1] == []
+    next((tmp_path / "whole" / "masks").glob("*.png")).write_bytes(b"another")
+    assert "transfer.masks has changed" in lineage.verified([whole])[1][0]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def evaluate(
         f" {neighborhood} cells to each side, {topk} likest, temperature {temperature:g}",
         **source.facts(),
     }
-    return Outcome(scores, facts=facts)
+    return Outcome(scores, files=source.files(), facts=facts)
 
 
 def predict(

@@ -71,7 +71,7 @@ def evaluate(
         "center": f"a box of {CENTER:g} of the picture's height and width in its middle",
         **source.facts(),
     }
-    return Outcome(scores, facts=facts)
+    return Outcome(scores, files=source.files(), facts=facts)
 
 
 def check(settings: dict[str, Any]) -> None:
