@@ -35,6 +35,7 @@ KINDS = (
     "corrupt", "truncated", "tiny", "cmyk", "grayscale", "exif_rotated", "duplicate", "below_crop",
 )  # fmt: skip
 DROPPED = KINDS[:3]
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _HIDDEN = re.compile(r"__[^/]*__($|/)")  # webdataset skips such names
 
 
@@ -196,7 +197,7 @@ def _begin(
         label = tars.member(name + b".cls", b"%d" % sample.label)
         if classes is not None:
             about["class"] = classes[sample.label]
-    text = json.dumps(about | facts, separators=(",", ":")).encode()
+    text = _ENCODER.encode(about | facts).encode()
     at = file.position + len(label) + tars.BLOCK
     head = label + tars.member(name + b".json", text)
     file.write(head + tars.header(name + b"." + sample.extension.encode(), size))

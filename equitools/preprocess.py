@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from equitools import images
-from equitools.augment import normalize
+from equitools.augment import crop, normalize
 from equitools.errors import DataError, UsageError
 from equitools.parallel import quiet_worker
 
@@ -125,13 +125,18 @@ def evaluation_transform(
 def _cut(
     image: np.ndarray, tall: int, wide: int, corner: tuple[int, int, int, int], mode: str
 ) -> Tensor:
-    """The corner (top, left, bottom, right) of an image h w 3 resized to tall × wide, by aten.
+    """The corner (top, left, bottom, right) of an image h w 3 resized to tall × wide, compiled or
+    else by aten, with the same values.
 
     aten starts at pixel 0 but ends where it is told, so that nothing right of the crop and below
     it is computed. Pixels as a decoder gives them (channels last) are its fast layout.
     """
     height, width = image.shape[:2]
     top, left, bottom, right = corner
+    linear = mode == "bilinear"
+    found = crop.part(image, tall, wide, top, left, bottom - top, linear=linear)
+    if found is not None:
+        return torch.from_numpy(found).permute(2, 0, 1)
     picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     resize = FILTERS[mode]
     return resize(picture, [bottom, right], False, tall / height, wide / width)[0, :, top:, left:]

@@ -17,6 +17,7 @@ BUFFERS, PIECE = 3, 1 << 19  # together they stay in a core's share of the cache
 # Linux backs larger writes with larger pages, which cost several times as much to provide
 # (ext4 on 6.18: 0.07 s of CPU for 330 MB in writes of 64 KiB, 1.0 s in writes of 1 MiB).
 WRITE = 64 << 10
+AWAY = 8 << 20  # bytes after which the disk is asked to begin with them
 
 
 class TarWriter:
@@ -28,7 +29,7 @@ class TarWriter:
         self._buffers = [memoryview(bytearray(PIECE)) for _ in range(BUFFERS)]
         self._hashing: list[Future | None] = [None] * BUFFERS
         self._hash, self._thread = hashlib.sha256(), ThreadPoolExecutor(1)
-        self._now = self._fill = 0
+        self._now = self._fill = self._away = 0
 
     def __enter__(self) -> TarWriter:
         return self
@@ -83,10 +84,20 @@ class TarWriter:
         self.bytes += len(full)
         while full:
             full = full[os.write(self._file, full[:WRITE]) :]
+        self._send_away()
         self._now, self._fill = (self._now + 1) % BUFFERS, 0
         hashed = self._hashing[self._now]
         if hashed is not None:
             hashed.result()
+
+    def _send_away(self) -> None:
+        """Let the disk write what is dirty while the next files are read: `sync` finds less."""
+        if self.bytes - self._away >= AWAY and hasattr(os, "posix_fadvise"):
+            # Linux starts to write dirty pages before it looks for clean ones to drop.
+            os.posix_fadvise(
+                self._file, self._away, self.bytes - self._away, os.POSIX_FADV_DONTNEED
+            )
+            self._away = self.bytes
 
 
 def sync(path: str | Path) -> None:

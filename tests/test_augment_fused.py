@@ -187,6 +187,26 @@ def test_crops_are_torchs_to_the_bit(monkeypatch, plain):
 
 
 @built
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_part_of_a_resized_picture_is_torchs_to_the_bit(monkeypatch, plain):
+    monkeypatch.setattr(crop, "PLAIN", plain)
+    generator = np.random.default_rng(1)
+    for turn in range(40):
+        height, width, tall, wide = generator.integers(8, 150, 4).tolist()
+        image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        size = int(generator.integers(1, min(tall, wide) + 1))
+        top, left = (int(generator.integers(0, side - size + 1)) for side in (tall, wide))
+        ours = crop.part(image, tall, wide, top, left, size, linear=turn % 2 == 1)
+        resize = (torch.ops.aten._upsample_bicubic2d_aa, torch.ops.aten._upsample_bilinear2d_aa)
+        given = torch.from_numpy(image).permute(2, 0, 1)[None]
+        bottom, right = top + size, left + size
+        theirs = resize[turn % 2](given, [bottom, right], False, tall / height, wide / width)
+        assert np.array_equal(ours, theirs[0, :, top:, left:].permute(1, 2, 0).numpy())
+    with pytest.raises(ValueError, match="cannot cut 9 px of 12×12"):
+        crop.part(image, 12, 12, 4, 0, 9, linear=False)
+
+
+@built
 def test_pictures_that_are_not_rows_of_pixels_are_cropped_alike():
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     windows = np.array([[3, 4, 20, 21]])

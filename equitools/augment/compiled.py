@@ -11,7 +11,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-INTERFACE = 2  # as in native/picture.h; goes up when a function's arguments or meaning change
+INTERFACE = 3  # as in native/picture.h; goes up when a function's arguments or meaning change
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 
 
@@ -34,4 +34,5 @@ def library() -> ctypes.CDLL | None:
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.finish.argtypes = [*[POINTER] * 4, INT, POINTER, *[INT] * 4, POINTER, POINTER]
     found.crop.argtypes = [POINTER, INT, INT, POINTER, INT, INT, POINTER]
+    found.resize_part.argtypes = [POINTER, *[INT] * 9, POINTER]
     return found

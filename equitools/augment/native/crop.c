@@ -10,27 +10,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double cubic(double x)
+/* Outputs first … end of a side of `from` values, of which each output takes `scale`. */
+typedef struct {
+    int from, first, end;
+    double scale;
+} Side;
+
+static double filter(double x, int linear)
 {
     const double a = -0.5;
     x = fabs(x);
+    if (linear)
+        return x < 1 ? 1 - x : 0;
     if (x < 1)
         return ((a + 2) * x - (a + 3)) * x * x + 1;
     return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
 }
 
-/* The normalized weights of one output value; returns the largest. */
-static double weigh_one(Axis *axis, int i, int from, double scale)
+/* From `first` to the value before `last` of what output i reads. */
+static void reach(const Side *side, int linear, int i, int *first, int *last)
 {
-    const double support = scale >= 1 ? 2 * scale : 2, inverse = scale >= 1 ? 1 / scale : 1;
-    const double center = scale * (i + 0.5);
+    const double support = (linear ? 1 : 2) * (side->scale >= 1 ? side->scale : 1);
+    const double center = side->scale * (i + 0.5);
+    *first = (int)(center - support + 0.5), *last = (int)(center + support + 0.5);
+    *first = *first < 0 ? 0 : *first, *last = *last > side->from ? side->from : *last;
+}
+
+/* The normalized weights of one output value; returns the largest. */
+static double weigh_one(Axis *axis, int i, const Side *side, int linear)
+{
+    const double inverse = side->scale >= 1 ? 1 / side->scale : 1;
+    const double center = side->scale * (i + 0.5);
     double *weights = axis->exact + (int64_t)i * axis->most, total = 0, largest = 0;
-    int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
-    first = first < 0 ? 0 : first, last = last > from ? from : last;
+    int first, last;
+    reach(side, linear, i, &first, &last);
     axis->first[i] = first;
     axis->count[i] = last - first < axis->most ? last - first : axis->most;
     for (int t = 0; t < axis->count[i]; t++)
-        total += weights[t] = cubic((t + first - center + 0.5) * inverse);
+        total += weights[t] = filter((t + first - center + 0.5) * inverse, linear);
     for (int t = 0; t < axis->count[i]; t++) {
         weights[t] = total != 0 ? weights[t] / total : weights[t];
         largest = weights[t] > largest ? weights[t] : largest;
@@ -38,13 +55,14 @@ static double weigh_one(Axis *axis, int i, int from, double scale)
     return largest;
 }
 
-static void weigh_axis(Axis *axis, int from, int to, int pairs)
+/* All outputs up to the end: the largest weight decides the precision. */
+static void weigh_axis(Axis *axis, const Side *side, int linear, int pairs)
 {
-    const double scale = (double)from / to;
+    const int to = side->end;
     double largest = 0;
-    axis->most = 2 * (int)ceil(scale >= 1 ? 2 * scale : 2) + 1;
+    axis->most = 2 * (int)ceil((linear ? 1 : 2) * (side->scale >= 1 ? side->scale : 1)) + 1;
     for (int i = 0; i < to; i++) {
-        const double one = weigh_one(axis, i, from, scale);
+        const double one = weigh_one(axis, i, side, linear);
         largest = one > largest ? one : largest;
     }
     for (axis->bits = 0; axis->bits < 22; axis->bits++)
@@ -56,6 +74,17 @@ static void weigh_axis(Axis *axis, int from, int to, int pairs)
     }
     if (pairs)
         pair_weights(axis, to);
+}
+
+/* The axis from its output `first` on, its values counted from `start`. */
+static Axis later_part(const Axis *axis, const Side *side, int start)
+{
+    Axis part = *axis;
+    part.first += side->first, part.count += side->first;
+    part.weights += (int64_t)side->first * axis->most;
+    for (int i = 0; i < side->end - side->first; i++)
+        part.first[i] -= start;
+    return part;
 }
 
 static inline uint8_t level(int32_t x) { return x < 0 ? 0 : x > 255 ? 255 : (uint8_t)x; }
@@ -126,23 +155,35 @@ static void one_down(uint8_t *out, const uint8_t *rows, int stride, int n, int y
     narrow(out, sums, n, axis->bits);
 }
 
-/* A window of height × width pixels, rows `pitch` bytes apart, to size × size. */
-static void resize(uint8_t *out, const uint8_t *window, int64_t pitch, int height, int width,
-                   int size, int pairs, Work *work)
+/* Outputs of both sides of a window whose rows are `pitch` bytes apart, size × size. */
+static void resize(uint8_t *out, const uint8_t *window, int64_t pitch, Side rows, Side columns,
+                   int size, int linear, int pairs, Work *work)
 {
     const int stride = 3 * size + 1; /* a byte to spare behind each row */
+    const Axis whole = work->axis;
     const uint8_t *four[TOGETHER];
-    weigh_axis(&work->axis, width, size, pairs); /* where the width fits, weights are 1 and exact */
-    for (int y = 0; y < height; y += TOGETHER) {
+    int top, bottom, left, right, unused;
+    reach(&rows, linear, rows.first, &top, &unused);
+    reach(&rows, linear, rows.end - 1, &unused, &bottom);
+    reach(&columns, linear, columns.first, &left, &unused);
+    reach(&columns, linear, columns.end - 1, &unused, &right);
+    weigh_axis(&work->axis, &columns, linear, pairs); /* 1 and exact where nothing is resized */
+    work->axis = later_part(&work->axis, &columns, left);
+    for (int y = 0; y < bottom - top; y += TOGETHER) {
         for (int r = 0; r < TOGETHER; r++)
-            four[r] = window + (y + r < height ? y + r : height - 1) * pitch;
+            four[r] = window + (top + y + r < bottom ? top + y + r : bottom - 1) * pitch + 3 * left;
         (pairs ? four_across_pairs : four_across)(work->rows + (int64_t)y * stride, stride, four,
-                                                  width, size, work);
+                                                  right - left, size, work);
     }
-    weigh_axis(&work->axis, height, size, pairs);
+    work->axis = whole;
+    weigh_axis(&work->axis, &rows, linear, pairs);
+    work->axis = later_part(&work->axis, &rows, top);
     for (int y = 0; y < size; y++, out += 3 * size)
         (pairs ? one_down_pairs : one_down)(out, work->rows, stride, 3 * size, y, work);
+    work->axis = whole;
 }
+
+static Side all_of(int from, int to) { return (Side){from, 0, to, (double)from / to}; }
 
 static int prepare(Work *work, int height, int width, int size)
 {
@@ -158,6 +199,13 @@ static int prepare(Work *work, int height, int width, int size)
     work->sums = aligned_alloc(sizeof(Rows), size * sizeof(Rows));
     return work->axis.first && work->axis.count && work->axis.weights && work->axis.exact
         && work->rows && work->bytes && work->columns && work->sums;
+}
+
+static void release(Work *work)
+{
+    free(work->axis.first), free(work->axis.count);
+    free(work->axis.weights), free(work->axis.exact);
+    free(work->rows), free(work->bytes), free(work->columns), free(work->sums);
 }
 
 /* The largest side asked for; 0 where a window is not inside the image. */
@@ -189,10 +237,32 @@ EXPORTED int crop(const uint8_t *image, int height, int width, const int32_t *wi
     for (int v = 0; v < views && ready; v++, windows += 5) {
         const int size = windows[4];
         const uint8_t *window = image + 3 * ((int64_t)windows[0] * width + windows[1]);
-        resize(out, window, 3 * (int64_t)width, windows[2], windows[3], size, pairs, &work);
+        resize(out, window, 3 * (int64_t)width, all_of(windows[2], size), all_of(windows[3], size),
+               size, 0, pairs, &work);
         out += 3 * (int64_t)size * size;
     }
-    free(work.axis.first), free(work.axis.count), free(work.axis.weights), free(work.axis.exact);
-    free(work.rows), free(work.bytes), free(work.columns), free(work.sums);
+    release(&work);
+    return !ready;
+}
+
+/* An image resized to tall × wide, by its bicubic or linear filter, of which the square from `top`
+   and `left` is wanted; plain: as above; out: its pixels. Returns 0, 1 when there is no memory, or
+   2 when the square is not inside. */
+EXPORTED int resize_part(const uint8_t *image, int height, int width, int tall, int wide, int top,
+                         int left, int size, int linear, int plain, uint8_t *out)
+{
+    /* Scales as torch has them where it is told what they are. */
+    const Side rows = {height, top, top + size, 1 / ((double)tall / height)};
+    const Side columns = {width, left, left + size, 1 / ((double)wide / width)};
+    const int longest = rows.end > columns.end ? rows.end : columns.end;
+    Work work;
+    if (height < 1 || width < 1 || size < 1 || top < 0 || left < 0 || rows.end > tall
+        || columns.end > wide)
+        return 2;
+    const int ready = prepare(&work, height, width, longest);
+    if (ready)
+        resize(out, image, 3 * (int64_t)width, rows, columns, size, linear,
+               !plain && pairs_work(), &work);
+    release(&work);
     return !ready;
 }

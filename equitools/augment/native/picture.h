@@ -13,7 +13,7 @@
 #endif
 
 #define EXPORTED __attribute__((visibility("default")))
-#define INTERFACE 2 /* as in compiled.py; goes up when a function's arguments or meaning change */
+#define INTERFACE 3 /* as in compiled.py; goes up when a function's arguments or meaning change */
 
 /* Steps on single pixels; the first four are numbered as in jitter's order. */
 enum { BRIGHTNESS, CONTRAST, SATURATION, HUE, LUMA, INVERT };
