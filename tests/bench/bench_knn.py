@@ -19,9 +19,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The OpenBLAS in faiss's wheel (0.3.15) takes its slowest kernels on processors that are newer than
+# it: it is told of the nearest that it knows, which makes faiss four times as fast.
+if "avx512f" in Path("/proc/cpuinfo").read_text():
+    os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 import torch
 from held import peak
