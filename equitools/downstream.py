@@ -18,6 +18,7 @@ from typing import Any, Literal
 from equitools import (
     encoders,
     features,
+    label_checks,
     labeled,
     manifest,
     preprocess,
@@ -112,7 +113,7 @@ class Data:
         if found is None:
             assert self.listed is not None
             found = _splits(pack(settings["data"], self.listed, out / "shards", progress))
-        features.same_classes(*found.values())
+        label_checks.same_classes(*found.values())
         rows = {key: features.subset(len(one), settings["limit"]) for key, one in found.items()}
         notes: dict[str, Any] = {}
         if self.keep is not None:

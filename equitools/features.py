@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools import featurecache
-from equitools.errors import DataError, UsageError
+from equitools import featurecache, label_checks
+from equitools.errors import UsageError
 from equitools.preprocess import Transform, load
 
 Perturbation = Callable[[Tensor, Sequence[str]], Tensor]
@@ -136,7 +136,7 @@ def extract(
         torch.empty(0),
         torch.as_tensor(np.asarray(index.labels)[rows], dtype=torch.int64),
         [index.keys[i] for i in rows],
-        classes_of(index),
+        label_checks.classes_of(index),
         blocks=1 if layers == "last" else int(layers.removeprefix("cls")),
         width=encoder.dim,
         split=encoder.split,
@@ -258,50 +258,6 @@ def channels(blocks: int, width: int, split: int | None, name: str, slicing: str
         return (every[:, :split] if name == "ir" else every[:, split:]).flatten()
     border = blocks * width - (width - split)
     return every.flatten()[:border] if name == "ir" else every.flatten()[border:]
-
-
-def classes_of(index: Any) -> int:
-    """How many classes a split has: its list of names, else what its manifest says, else one more
-    than the largest label."""
-    if index.classes:
-        return len(index.classes)
-    if getattr(index, "class_count", None):
-        return index.class_count
-    return int(np.max(index.labels, initial=-1)) + 1
-
-
-def require_labels(table: Table, split: str) -> None:
-    """DataError when samples are missing, lack a label, or have one outside the classes."""
-    if not len(table.labels):
-        raise DataError(f"the {split} split has no samples")
-    wrong = ((table.labels < 0) | (table.labels >= table.classes)).nonzero().flatten()
-    if len(wrong):
-        first = int(wrong[0])
-        raise DataError(
-            f"{len(wrong)} of {len(table.labels)} samples of the {split} split have no label from 0"
-            f" to {table.classes - 1} (the first is '{table.keys[first]}', with"
-            f" {int(table.labels[first])}); only equi-probe embed works without labels"
-        )
-
-
-def same_classes(train: Any, val: Any) -> None:
-    """DataError when two splits (indices with `classes`) do not have the same classes."""
-    ours, theirs = train.classes, val.classes
-    if ours and theirs and list(ours) != list(theirs):
-        odd = sorted(set(ours) ^ set(theirs))[:3] or ["their order"]
-        raise DataError(
-            f"the train split has {len(ours)} classes and the val split {len(theirs)}, and they"
-            f" differ ({', '.join(map(str, odd))}); both need the same list"
-        )
-
-
-def check_head(shape: tuple[int, int], width: int, classes: int, name: str) -> None:
-    """DataError when a saved head (classes, width) does not fit so many classes and features."""
-    if shape != (classes, width):
-        raise DataError(
-            f"probe head '{name}' is {shape[0]} classes × {shape[1]} features, but"
-            f" the data have {classes} classes and the encoder gives {width} features"
-        )
 
 
 def stream(

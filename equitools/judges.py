@@ -14,7 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from equitools import checkpoint, downstream, encoders, features, manifest, preprocess, shards
+from equitools import (
+    checkpoint,
+    downstream,
+    encoders,
+    features,
+    label_checks,
+    manifest,
+    preprocess,
+    shards,
+)
 from equitools.errors import DataError
 from equitools.evals import knn, perturbed
 
@@ -59,7 +68,7 @@ def of_probe(
         )  # fmt: skip
     if train.read:
         said.info("features of train: %s", train.read)
-    features.require_labels(train, "train")
+    label_checks.require_labels(train, "train")
 
     def neighbors(table: features.Table) -> dict[str, float]:
         knobs = {"k": [settings["k"]], "temperature": probe["temperature"][:1]}
@@ -158,7 +167,7 @@ def _table(
     )  # fmt: skip
     if table.reused == len(table.labels):
         progress(table.reused)
-    features.require_labels(table, "val")
+    label_checks.require_labels(table, "val")
     return table
 
 

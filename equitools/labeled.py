@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equitools import backbones, checkpoint, features, finetune, manifest, preprocess
+from equitools import (
+    backbones,
+    checkpoint,
+    features,
+    finetune,
+    label_checks,
+    manifest,
+    preprocess,
+)
 
 SHAPE = ("size", "crop_pct", "interpolation")
 said = logging.getLogger("equitools")
@@ -59,7 +67,7 @@ class Labeled:
     @property
     def classes(self) -> int:
         """How many classes either split has."""
-        return max(features.classes_of(index) for index in self.splits.values())
+        return max(label_checks.classes_of(index) for index in self.splits.values())
 
     def labels(self, split: str) -> Tensor:
         """The labels of the split's rows, n int64."""
@@ -70,7 +78,7 @@ class Labeled:
         for split, index in self.splits.items():
             keys = [index.keys[i] for i in self.rows[split]]
             table = features.Table(torch.empty(0), self.labels(split), keys, self.classes)
-            features.require_labels(table, split)
+            label_checks.require_labels(table, split)
         counts = torch.bincount(self.labels("train"), minlength=self.classes)
         if absent := (counts == 0).nonzero().flatten().tolist():
             named = self.splits["train"].classes or list(range(self.classes))

@@ -52,10 +52,10 @@ def run(request: Request) -> dict[str, Any] | None:
     if request.plan:
         request.print_plan(manifest.dump({"probe": settings}))
         return None
-    from equitools import encoders, evals, features, names, preprocess, shards
+    from equitools import encoders, evals, features, label_checks, names, preprocess, shards
 
     splits = {split: shards.open_split(request.document, split) for split in SPLITS}
-    features.same_classes(*splits.values())
+    label_checks.same_classes(*splits.values())
     encoder, label = encoders.find(
         request.document, settings["encoder"], seed=settings["encoder_seed"],
         pretrained=settings["pretrained"],
@@ -126,7 +126,7 @@ def extract(
     encoder: Any, splits: dict[str, Any], transform: Any, settings: dict[str, Any], kept: Path
 ) -> list[Any]:
     """The tables of both splits; what `kept` has of them is read, what it lacks goes there."""
-    from equitools import features
+    from equitools import features, label_checks
 
     tables = []
     for split, index in splits.items():
@@ -141,7 +141,7 @@ def extract(
         if table.read:
             frame.said.info("features of %s: %s", split, table.read)
         if settings["eval"] != "embed":
-            features.require_labels(table, split)
+            label_checks.require_labels(table, split)
             table.features = table.features.to(settings["device"])
         tables.append(table)
     for table in tables:

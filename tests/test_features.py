@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from equitools import backbones, checkpoint, encoders, features
+from equitools import backbones, checkpoint, encoders, features, label_checks
 from equitools.errors import DataError, UsageError
 from equitools.evals.embed import arrays, pack_keys, unpack_keys, write_csv
 from equitools.features import Table, channels, choose_layers, encode, extract, part
@@ -266,9 +266,9 @@ def test_a_picture_that_cannot_be_read_is_named(cnn):
 def test_labels_are_required_where_they_are_used():
     table = Table(torch.zeros(3, 2), torch.tensor([0, -1, 1]), ["x", "y", "z"], 2)
     with pytest.raises(DataError, match=r"1 of 3 samples of the val split .*'y'"):
-        features.require_labels(table, "val")
+        label_checks.require_labels(table, "val")
     with pytest.raises(DataError, match="no samples"):
-        features.require_labels(Table(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
+        label_checks.require_labels(Table(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
 
 
 def test_a_stream_without_augmentation_gives_the_cached_features(cnn):

@@ -9,7 +9,8 @@ from torch import nn
 
 from equitools.errors import DataError, NumericalError, UsageError
 from equitools.evals.linear import Heads, evaluate
-from equitools.features import Table, check_head
+from equitools.features import Table
+from equitools.label_checks import check_head
 from equitools.probing import cosine, spread
 
 

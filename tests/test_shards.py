@@ -17,8 +17,8 @@ import pytest
 from pictures import encoded, make_folder
 
 from equitools import (
-    features,
     files,
+    label_checks,
     packers,
     packing,
     shards,
@@ -130,7 +130,7 @@ def test_the_manifest_says_how_many_classes_there_are_where_no_names_are_known(
     document = pack(folder, tmp_path / "out")
     (tmp_path / "out" / "_info.json").unlink()
     document["files"]["shards.train"]["classes"] = 7
-    assert features.classes_of(shards.open_split(document, "train")) == 7
+    assert label_checks.classes_of(shards.open_split(document, "train")) == 7
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.001, -1024 * 20])

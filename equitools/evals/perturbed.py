@@ -20,7 +20,8 @@ from torch import Tensor
 
 from equitools import augment, classifiers, preprocess
 from equitools.errors import DataError
-from equitools.features import Perturbation, Table, check_head, part
+from equitools.features import Perturbation, Table, part
+from equitools.label_checks import check_head
 
 TURNS = [30.0 * step for step in range(1, 12)]  # a curve around the circle, 0 left out
 REFERENCE = 224  # the size of picture for which alpha and sigma are stated
