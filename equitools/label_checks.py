@@ -1,5 +1,7 @@
-"""What has to hold of labels before anything is said of them: every sample has one, both splits have
-the same classes, and a head fits them."""
+"""What has to hold of labels before anything is said of them.
+
+Every sample has one, both splits have the same classes, and a head fits them.
+"""
 
 from __future__ import annotations
 
