@@ -207,7 +207,7 @@ $(eval $(call of_data,semi,1,$$(call labels,1,0.01)))
 $(eval $(call of_data,semi,10,$$(call labels,10,0.1)))
 
 $(scenes_saliency) $(scenes_video): | $(ready)
-	rm -rf $@ && "$(BIN)/python" -m equitools.scene_sets $(@F) $@~ && mv $@{~,}
+	rm -rf $@ && "$(BIN)/python" -m equitools.data.sources.scene_folders $(@F) $@~ && mv $@{~,}
 
 # --- Tables ----------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ reproduce-clever: $R/clever/page.html  ## every table and figure of CLeVER, and 
 PYTHON ?= python3
 
 # The stamp is written last, so that an installation which was cut short is done again.
-$(VENV)/installed: pyproject.toml $(wildcard equitools/augment/native/*)
+$(VENV)/installed: pyproject.toml $(wildcard equitools/augment/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "equitools needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[dev]'

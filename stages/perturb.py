@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import frame, manifest
-from equitools.errors import DataError, UsageError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core.errors import DataError, UsageError
+from equitools.manifest import run_folder
+
+from .cli.command import command
+from .cli.program import Program, Request
+from .cli.progress import progress
 
 # What may change without changing the scores.
 NOT_IDENTITY = ("device", "workers", "extract_batch_size")
@@ -54,32 +58,33 @@ ASKED = ("images", "test_pairs", "test_pictures")  # knobs that limit the test p
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with every default written back, those of the tests too."""
-    from equitools import evals, names
-    from equitools.evals import perturbed
+    from equitools import evals
+    from equitools.evals.robustness import perturbations
+    from equitools.manifest import schema
 
-    for key in given.keys() - set(names.own_knobs(settings_of)):
+    for key in given.keys() - set(schema.own_knobs(settings_of)):
         for name in given.get("tests") or {}:
-            test: Any = (perturbed.TESTS | evals.DIAGNOSES).get(name)
-            if test is not None and key in names.own_knobs(test):
+            test: Any = (perturbations.TESTS | evals.DIAGNOSES).get(name)
+            if test is not None and key in schema.own_knobs(test):
                 raise UsageError(f"{key} is of {name}: say tests.{name}.{key}={given[key]}")
-    settings = names.knobs(settings_of, given, "perturb")
+    settings = schema.knobs(settings_of, given, "perturb")
     if settings["draws"] < 1:
         raise UsageError(f"perturb.draws is {settings['draws']}; it is at least 1")
-    menu = perturbed.TESTS | evals.DIAGNOSES
+    menu = perturbations.TESTS | evals.DIAGNOSES
     settings["tests"] = {
-        name: names.knobs(
-            names.pick(menu, name, "perturbation"), knobs or {}, f"perturb.tests.{name}"
+        name: schema.knobs(
+            schema.pick(menu, name, "perturbation"), knobs or {}, f"perturb.tests.{name}"
         )
         for name, knobs in settings["tests"].items()
     }
-    judged = [name for name in settings["tests"] if name in perturbed.TESTS]
+    judged = [name for name in settings["tests"] if name in perturbations.TESTS]
     said = [key for key in UNJUDGED if settings[key] is not None]
     if judged and said:
         raise UsageError(
             f"{judged[0]} asks the encoder of the probe as the probe saw it, so perturb.{said[0]}"
             f" is for {' and '.join(evals.DIAGNOSES)} alone; run them apart"
         )
-    others = [name for name in settings["tests"] if name not in perturbed.TESTS]
+    others = [name for name in settings["tests"] if name not in perturbations.TESTS]
     if settings["judge"] == "finetuned" and others:
         raise UsageError(f"judge=finetuned does not go with {others[0]}; run them apart")
     return settings
@@ -87,16 +92,17 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
 
 def columns(settings: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(test, column, what is done) of every column of the tests that a probe judges."""
-    from equitools.evals import DIAGNOSES, perturbed
+    from equitools.evals import DIAGNOSES
+    from equitools.evals.robustness import perturbations
 
     if not settings["tests"]:
-        names = ", ".join([*perturbed.TESTS, *DIAGNOSES])
+        names = ", ".join([*perturbations.TESTS, *DIAGNOSES])
         raise UsageError(f"no perturbation is asked for; name one: {names}")
     return [
         (test, name, column)
         for test, knobs in settings["tests"].items()
-        if test in perturbed.TESTS
-        for name, column in perturbed.TESTS[test](**knobs).items()
+        if test in perturbations.TESTS
+        for name, column in perturbations.TESTS[test](**knobs).items()
     ]
 
 
@@ -109,23 +115,26 @@ def run(request: Request) -> dict[str, Any] | None:
         return None
     if settings["judge"] == "finetuned":
         return run_finetuned(request, settings, tests)
-    from equitools import encoders, features, judges, maps, shards
-    from equitools.evals import DIAGNOSES, perturbed
+    from equitools.core import devices
+    from equitools.data.shards.index import open_split
+    from equitools.evals import DIAGNOSES
+    from equitools.evals.robustness import judges
+    from equitools.features import encoders, maps
 
     document = request.document
-    probe = perturbed.probe_of(document) if tests else encoders.shown(document, settings)
+    probe = judges.probe_of(document) if tests else encoders.shown(document, settings)
     diagnoses = [name for name in settings["tests"] if name in DIAGNOSES]
-    index = shards.open_split(document, "val")
+    index = open_split(document, "val")
     splits = {"val": index}
     if TRAINED & set(diagnoses):
-        splits["train"] = apart(shards.open_split(document, "train"), index)
+        splits["train"] = apart(open_split(document, "train"), index)
     encoder, label = encoders.find(
         document, probe["encoder"], seed=probe["encoder_seed"], pretrained=probe["pretrained"]
     )
     if diagnoses:
         maps.choose(encoder, settings["layers"])
-    settings["device"] = encoders.pick_device(settings["device"])
-    weights = features.fingerprint(encoder)
+    settings["device"] = devices.pick_device(settings["device"])
+    weights = encoders.fingerprint(encoder)
     digests = {split: found.digest for split, found in splits.items()}
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     heads = document["files"].get("probe.heads", {}).get("digest")
@@ -137,10 +146,10 @@ def run(request: Request) -> dict[str, Any] | None:
     scores: dict[str, float] = {}
     facts: dict[str, Any] = {"encoder": label, "weights": weights, "data": digests}
     if tests:
-        judge = judges.of_probe(document, encoder, probe, settings, out, frame.progress)
-        scores |= judges.measure([judge], index, tests, settings, frame.progress)
-        facts |= perturbed.facts(encoder, tests, probe)
-        who = perturbed.judge_of(document, settings["k"])
+        judge = judges.of_probe(document, encoder, probe, settings, out, progress)
+        scores |= judges.measure([judge], index, tests, settings, progress)
+        facts |= judges.facts(encoder, tests, probe)
+        who = judges.judge_of(document, settings["k"])
         facts |= judged(f"{who} of clean pictures", judge, probe["split"], index, settings)
     for name in diagnoses:
         kept = encoders.features_folder(document, probe["encoder"], out)
@@ -149,7 +158,7 @@ def run(request: Request) -> dict[str, Any] | None:
         facts[name] = outcome.facts
         for what, why in outcome.facts.get("left_out", {}).items():
             request.said.warning("%s of %s is left out: %s", what, label, why)
-    facts |= encoders.platform(settings["device"])
+    facts |= devices.platform(settings["device"])
     return request.record(finish(document, settings, scores), identity, **facts)
 
 
@@ -157,13 +166,13 @@ def run_finetuned(
     request: Request, settings: dict[str, Any], tests: list[tuple[str, str, Any]]
 ) -> dict[str, Any]:
     """Judge every changed test set by the networks that a transfer fine-tuned, on its test data."""
-    from equitools import encoders, judges
-    from equitools.evals import perturbed
+    from equitools.core import devices
+    from equitools.evals.robustness import judges
 
     document = request.document
     tuning = judges.tuning_of(document)
     index = judges.tested_on(document, tuning)
-    settings["device"] = encoders.pick_device(settings["device"])
+    settings["device"] = devices.pick_device(settings["device"])
     settings["limit"] = tuning["limit"] if settings["limit"] is None else settings["limit"]
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     identity = manifest.identity("perturb", matters, tuning, index.digest)
@@ -173,23 +182,23 @@ def run_finetuned(
         return done
     found = judges.of_tuning(document, tuning, out)
     named = [(f"finetuned-{test}", name, column) for test, name, column in tests]
-    scores = judges.measure(found, index, named, settings, frame.progress)
+    scores = judges.measure(found, index, named, settings, progress)
     who = f"{len(found)} fine-tuned networks with their heads"
     facts = {"networks": tuning["networks"], "data": {"val": index.digest}}
-    facts |= perturbed.facts(found[0].encoder, named, tuning)
+    facts |= judges.facts(found[0].encoder, named, tuning)
     facts |= judged(who, found[0], tuning["split"], index, settings)
-    facts |= encoders.platform(settings["device"])
+    facts |= devices.platform(settings["device"])
     return request.record(finish(document, settings, scores), identity, **facts)
 
 
 def begin(request: Request, identity: str, default: Path) -> tuple[Path, Any]:
     """The output folder, locked, and the manifest of what is finished there or None."""
     out = request.out or request.choose_out(default)
-    if (done := frame.finished(out, identity)) is not None:
+    if (done := run_folder.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return out, done
     out = request.choose_out(out)
-    frame.lock(out)
+    run_folder.lock(out)
     return out, None
 
 
@@ -197,12 +206,12 @@ def judged(
     who: str, judge: Any, slicing: str, index: Any, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """What a record says of judges and test pictures."""
-    from equitools import features
+    from equitools.features.extract import subset
 
     return {
         "judge": f"{who}, {judge.layers}, slicing {slicing}",
         "draws": settings["draws"],
-        "test_samples": len(features.subset(len(index), settings["limit"])),
+        "test_samples": len(subset(len(index), settings["limit"])),
     }
 
 
@@ -239,33 +248,37 @@ def diagnose(
     kept: the folder of features. Networks that it trains are saved in resume/ below `out` until it
     has ended.
     """
-    from equitools import encoders, features, finetune, maps, preprocess
-    from equitools.evals import DIAGNOSES, sensitivity
+    from equitools.evals import DIAGNOSES
+    from equitools.evals.classifiers import finetuning
+    from equitools.evals.equivariance import sensitivity
+    from equitools.features import encoders, maps
+    from equitools.features.extract import subset
+    from equitools.features.transform import evaluation_transform
 
     knobs = settings["tests"][name]
     default = maps.quarters(encoder.depth) if name == "layers" else None
     layers = maps.choose(encoder, settings["layers"] or default)
     shape = {key: probe[key] for key in ("size", "crop_pct", "interpolation")}
-    transform = preprocess.evaluation_transform(encoder, **shape)
+    transform = evaluation_transform(encoder, **shape)
     limits = {"val": maps.fewest(*(knobs.get(what) for what in ASKED))}
     if name in TRAINED:
         limits["train"] = maps.fewest(knobs.get("train_pairs"), knobs.get("train_pictures"))
     shown = {
-        split: len(features.subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
+        split: len(subset(len(splits[split]), maps.fewest(limit, settings["limit"])))
         for split, limit in limits.items()
     }
     total = sum(shown.values())
     if name == "sensitivity":
         total = sensitivity.pictures_read(knobs, encoder.split, shown["train"], shown["val"])
 
-    def resume(what: str, *matters: Any) -> finetune.Kept:
+    def resume(what: str, *matters: Any) -> finetuning.Kept:
         (out / "resume").mkdir(exist_ok=True)
         digests = [index.digest for index in splits.values()]
-        named = (features.fingerprint(encoder), digests, settings["limit"], shape)
+        named = (encoders.fingerprint(encoder), digests, settings["limit"], shape)
         path = out / "resume" / f"{name}-{what}.safetensors"
-        return finetune.Kept(path, manifest.identity(name, what, matters, named))
+        return finetuning.Kept(path, manifest.identity(name, what, matters, named))
 
-    with frame.progress(total, name, "image") as bar:
+    with progress(total, name, "image") as bar:
         source = maps.source(
             encoder, splits, transform, layers, norm=settings["norm"], seed=settings["seed"],
             untrained=lambda: encoders.untrained(encoder, probe["encoder_seed"]),
@@ -302,4 +315,4 @@ PROGRAM = Program(
     does. A change depends on the picture's key and the seed alone: all encoders see the same.
     """,
 )
-main = frame.command(PROGRAM)
+main = command(PROGRAM)

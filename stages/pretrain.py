@@ -11,22 +11,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from equitools import frame, manifest
-from equitools.errors import DataError, Interrupted, NumericalError, UsageError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core.errors import DataError, Interrupted, NumericalError, UsageError
+from equitools.manifest import run_folder
+
+from .cli import exits as cli_exits
+from .cli import progress as cli_progress
+from .cli.command import command
+from .cli.program import Program, Request
 
 LAYERS = ("objective", "equivariance", "backbone", "views", "schedule")
 
 
 def run(request: Request) -> dict[str, Any] | None:
     """Check the recipe, find the folder, train or resume, and describe what came out."""
-    from equitools import learner, parallel, recipe, shards
+    from equitools.core import distributed
+    from equitools.core.processes import launched
+    from equitools.data.shards.index import open_split
+    from equitools.training import estimate
+    from equitools.training import length as training_length
+    from equitools.training import recipe as training_recipe
+    from equitools.training.length import asked_epochs
 
-    settings = learner.resolve(request.settings)
+    settings = training_recipe.resolve(request.settings)
     if request.plan:
-        from equitools import planning
-
-        request.print_plan(planning.describe(settings, request.document))
+        request.print_plan(estimate.describe(settings, request.document))
         return None
     if "shards.train" not in request.document.get("files", {}):
         raise DataError(
@@ -34,21 +43,21 @@ def run(request: Request) -> dict[str, Any] | None:
             " equi-shard SOURCE -o DIR | equi-pretrain …"
         )
     settings = settle_device(settings)
-    index = shards.open_split(request.document, "train")
-    length = recipe.length(settings, len(index))
-    fractions = durations(settings, recipe.asked_epochs(settings, length))
+    index = open_split(request.document, "train")
+    length = training_length.length(settings, len(index))
+    fractions = durations(settings, asked_epochs(settings, length))
     identity = identify(settings, request.document)
     out = request.choose_out(Path("runs") / identity[:12])
-    if (done := frame.finished(out, identity)) is not None:
+    if (done := run_folder.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
     refuse_other(out, identity)
-    if (count := processes(settings)) > 1 and parallel.launched() == 1:
+    if (count := processes(settings)) > 1 and launched() == 1:
         return in_ranks(request, settings, out, count)
-    if parallel.is_main():
-        frame.lock(out)
+    if distributed.is_main():
+        run_folder.lock(out)
     facts = train(request, settings, index, length, fractions, identity, out)
-    if not parallel.is_main():
+    if not distributed.is_main():
         return None
     return describe(request, settings, facts, identity, out, length)
 
@@ -90,7 +99,7 @@ def processes(settings: dict[str, Any]) -> int:
 
 def durations(settings: dict[str, Any], epochs: float) -> dict[str, float]:
     """The recipe's durations as shares of the run; refused when longer than it."""
-    from equitools.recipe import share
+    from equitools.nn.schedules import share
 
     return {
         key: share(settings["schedule"][key], epochs, f"recipe.schedule.{key}")
@@ -100,7 +109,7 @@ def durations(settings: dict[str, Any], epochs: float) -> dict[str, float]:
 
 def identify(settings: dict[str, Any], document: dict[str, Any]) -> str:
     """The digest of recipe and data: what two runs must share to be the same run."""
-    from equitools.recipe import NOT_IDENTITY
+    from equitools.training.recipe import NOT_IDENTITY
 
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     return manifest.identity(matters, document["files"]["shards.train"]["digest"])
@@ -110,7 +119,7 @@ def in_ranks(
     request: Request, settings: dict[str, Any], out: Path, count: int
 ) -> dict[str, Any] | None:
     """Run this stage once a device and return the manifest that rank 0 prints."""
-    from equitools import launch
+    from .cli import launch
 
     document = request.document | {"recipe": settings}
     words = ["-", "-o", str(out)]
@@ -118,7 +127,7 @@ def in_ranks(
     if code == Interrupted.code:
         raise Interrupted(f"saved in {out}; run the same command again to go on")
     if code:
-        frame.leave(code)
+        cli_exits.leave(code)
     found = manifest.load(answer, "rank 0")[0]
     found["history"][-1]["argv"] = request.argv
     return found
@@ -153,53 +162,58 @@ def train(
     import torch
     from accelerate import Accelerator
 
-    from equitools import augment, batchnorm, checkpoint, ema, loader, loop, optim, parallel, state
-    from equitools.learner import build
-    from equitools.log import MetricsLog
+    from equitools import augment
+    from equitools.core import distributed
+    from equitools.nn import ema, optim, serialization, sync_batchnorm
+    from equitools.training import checkpoint, loader, metrics, optimization
+    from equitools.training import watch as training_watch
+    from equitools.training.learner import build
+    from equitools.training.metrics import MetricsLog
+    from equitools.training.watch import crossed, nearest_neighbors, stop_if_broken
 
-    trackers = loop.trackers_of(settings)
-    parallel.start(settings["device"])
+    trackers = metrics.trackers_of(settings)
+    distributed.start(settings["device"])
     accelerator = Accelerator(
         cpu=settings["device"] == "cpu",
         mixed_precision="bf16" if settings["precision"] == "bf16" else "no",
         log_with=trackers or None,
         project_dir=out,
     )
-    device, seed, main = accelerator.device, settings["seed"], parallel.is_main()
+    device, seed, main = accelerator.device, settings["seed"], distributed.is_main()
     torch.manual_seed(seed)
     model = build(settings)
-    loop.exported(settings, model, model.encoder if model.needs_target else None)
+    checkpoint.exported(settings, model, model.encoder if model.needs_target else None)
     plan = augment.plan(settings["views"])
-    if parallel.world_size() > 1:
-        model = batchnorm.synchronize(model, device)
+    if distributed.world_size() > 1:
+        model = sync_batchnorm.synchronize(model, device)
     slow = ema.slow_copy(model.encoder).to(device) if model.needs_target else None
     model.to(device)
-    optimizer = loop.make_optimizer(settings, model)
+    optimizer = optimization.make_optimizer(settings, model)
     start, noted = 0, {}
-    if (saved := state.restore(out, identity, model, slow)) is not None:
+    if (saved := checkpoint.restore(out, identity, model, slow)) is not None:
         start, noted = saved[0]["step"], saved[0]["noted"]
-        checkpoint.load_optimizer(optimizer, saved[1])
+        serialization.load_optimizer(optimizer, saved[1])
         request.say(f"resumed at step {start}")
     wrapped = accelerator.prepare_model(model)
     if settings["compile"]:
         wrapped = torch.compile(wrapped)
     data = loader.StepBatches(
         index, plan, seed=seed, batch=settings["batch_size"], accumulate=settings["accumulate"],
-        ranks=parallel.world_size(), rank=parallel.rank(), cache=settings["cache"],
+        ranks=distributed.world_size(), rank=distributed.rank(), cache=settings["cache"],
     )  # fmt: skip
     stream = loader.batches(
-        data, start=start, end=length.steps, workers=loop.worker_count(settings),
+        data, start=start, end=length.steps, workers=loader.worker_count(settings),
         pin=device.type == "cuda", resident=loader.residents(data, device),
     )  # fmt: skip
     log = MetricsLog(out / "metrics.jsonl", start) if main else None
     if trackers:
-        accelerator.init_trackers("equitools", config=loop.flat(settings))
+        accelerator.init_trackers("equitools", config=metrics.flat(settings))
 
     def save(step: int) -> None:
-        parallel.barrier()
+        distributed.barrier()
         if main:
             cursor = {"step": step, "identity": identity, "noted": noted}
-            state.save(out, cursor, model, slow, optimizer)
+            checkpoint.save(out, cursor, model, slow, optimizer)
 
     last: dict[str, Any] = {}
     kept = start
@@ -207,14 +221,18 @@ def train(
     with stop_requests() as asked, closing(stream), progress(request, length, start) as bar:
         for step in range(start, length.steps):
             if 0 < step == length.prelude:
-                optimizer = loop.make_optimizer(settings, model)  # fresh moments for the run
+                optimizer = optimization.make_optimizer(
+                    settings, model
+                )  # fresh moments for the run
             done, epoch = length.done(step), length.epoch(step)
-            rate = loop.set_rates(optimizer, settings, length, fractions["warmup_epochs"], step)
-            state.seed_step(seed, step, parallel.rank())
+            rate = optimization.set_rates(
+                optimizer, settings, length, fractions["warmup_epochs"], step
+            )
+            checkpoint.seed_step(seed, step, distributed.rank())
             optimizer.zero_grad(set_to_none=True)
             seen = step + 1
             due = seen % settings["watch_every"] == 0 or seen == length.steps
-            sums = loop.Sums()
+            sums = optimization.Sums()
             for micro in range(settings["accumulate"]):
                 clock = time.perf_counter()
                 batch = next(stream)
@@ -224,9 +242,9 @@ def train(
                     with torch.no_grad(), accelerator.autocast():
                         target = model.see_slowly(slow, views)
                 final = micro == settings["accumulate"] - 1
-                with loop.sync_only_last(accelerator, wrapped, final):
+                with optimization.sync_only_last(accelerator, wrapped, final):
                     loss, parts, record = wrapped(views, target, done, epoch)
-                    loop.stop_if_broken(loss, parts, step, kept)
+                    stop_if_broken(loss, parts, step, kept)
                     accelerator.backward(loss / settings["accumulate"])
                 sums.add(loss, parts, record if due else None)
             if done < fractions["freeze_last_layer"]:
@@ -253,22 +271,24 @@ def train(
             fresh: list[str] = []
             if due:
                 with accelerator.autocast():
-                    line["watch"], words = loop.look(settings, model, record, sums.said, losses)
-                fresh = loop.note(noted, words, seen)
-            if main and loop.crossed(settings["knn_every"], length, step):
-                line["knn"] = loop.nearest_neighbors(
+                    line["watch"], words = training_watch.look(
+                        settings, model, record, sums.said, losses
+                    )
+                fresh = training_watch.note(noted, words, seen)
+            if main and crossed(settings["knn_every"], length, step):
+                line["knn"] = nearest_neighbors(
                     settings, request.document, index, slow or model.encoder
                 )
             if log is not None and line:
                 samples = seen * length.batch_size
                 log.write(step=seen, samples=samples, epoch=length.epoch(seen), **line)
-                accelerator.log(loop.flat(line), step=seen)
+                accelerator.log(metrics.flat(line), step=seen)
             last |= line
-            bar.advance(1, **loop.shown(line))
+            bar.advance(1, **metrics.shown(line))
             for sentence in fresh:
                 request.say(sentence)
-            stop = settings["on_collapse"] == "stop" and parallel.any_across(bool(fresh), device)
-            leave = seen < length.steps and parallel.any_across(bool(asked), device)
+            stop = settings["on_collapse"] == "stop" and distributed.any_across(bool(fresh), device)
+            leave = seen < length.steps and distributed.any_across(bool(asked), device)
             saves = seen % settings["checkpoint_every"] == 0
             if seen < length.steps and (stop or leave or saves):
                 save(seen)
@@ -278,19 +298,19 @@ def train(
                 raise NumericalError(f"{what} (on_collapse=stop)")
             if leave:
                 raise Interrupted(f"saved at step {seen} in {out}; run the same command again")
-    last["platform"] = loop.platform(settings)  # ending the training leaves the process group
+    last["platform"] = checkpoint.platform(settings)  # ending the training leaves the process group
     accelerator.end_training()
     if log is not None:
         log.close()
-        last["files"] = loop.write_outputs(settings, model, slow, out)
-    last["export"] = loop.exported(settings, model, slow)[0]
+        last["files"] = checkpoint.write_outputs(settings, model, slow, out)
+    last["export"] = checkpoint.exported(settings, model, slow)[0]
     last["words"] = list(noted.values())
     return last
 
 
 def progress(request: Request, length: Any, start: int) -> Any:
     """A progress display of steps, from where the run goes on."""
-    return frame.progress(length.steps, "pretrain", "step", start=start)
+    return cli_progress.progress(length.steps, "pretrain", "step", start=start)
 
 
 def describe(
@@ -302,7 +322,7 @@ def describe(
     length: Any,
 ) -> dict[str, Any]:
     """The manifest of the finished run; its resume file has served."""
-    from equitools import state
+    from equitools.training import checkpoint
 
     document = dict(request.document)
     document["kind"] = "checkpoint"
@@ -312,7 +332,7 @@ def describe(
     scores |= {f"pretrain/watch/{name}": value for name, value in facts.get("watch", {}).items()}
     scores |= {f"pretrain/knn/{name}": value for name, value in facts.get("knn", {}).items()}
     document["scores"] = {**document.get("scores", {}), **scores}
-    request.afterwards.append(lambda: (out / state.RESUME).unlink(missing_ok=True))
+    request.afterwards.append(lambda: (out / checkpoint.RESUME).unlink(missing_ok=True))
     return request.record(
         document, identity, steps=length.steps, prelude_steps=length.prelude,
         epochs=length.epochs, samples=length.steps * length.batch_size,
@@ -323,10 +343,11 @@ def describe(
 
 def check(recipe: dict[str, Any]) -> None:
     """Refuse a wrong recipe before the pipe is waited for, when the words alone make one."""
-    from equitools import learner
+    from equitools.training import learner
+    from equitools.training import recipe as training_recipe
 
     if "objective" in recipe and "backbone" in recipe:
-        learner.build(learner.resolve(recipe))
+        learner.build(training_recipe.resolve(recipe))
 
 
 def menus() -> dict[str, Any]:
@@ -339,7 +360,7 @@ def menus() -> dict[str, Any]:
         return importlib.import_module("equitools.backbones").menu()
 
     def pairs(table: str) -> Any:
-        return lambda: getattr(importlib.import_module("equitools.pairs"), table)()
+        return lambda: getattr(importlib.import_module("equitools.training.compatibility"), table)()
 
     return {
         "objectives": namespace("objectives"),
@@ -368,7 +389,7 @@ Example: equi-pretrain dino clever vit-small caug e200 seed=1 -o runs/clever < s
     check=check,
     menus=menus(),
 )
-main = frame.command(PROGRAM)
+main = command(PROGRAM)
 
 if __name__ == "__main__":
     main()

@@ -7,9 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import frame, manifest
-from equitools.errors import UsageError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core.errors import UsageError
+from equitools.manifest import run_folder
+
+from .cli.command import command
+from .cli.program import Program, Request, said
+from .cli.progress import progress
 
 # What may change without changing the scores.
 NOT_IDENTITY = ("device", "workers", "extract_batch_size")
@@ -52,23 +56,31 @@ def run(request: Request) -> dict[str, Any] | None:
     if request.plan:
         request.print_plan(manifest.dump({"probe": settings}))
         return None
-    from equitools import encoders, evals, features, label_checks, names, preprocess, shards
+    from equitools import evals
+    from equitools.core import devices
+    from equitools.data.shards.index import open_split
+    from equitools.features import encoders
+    from equitools.features.extract import choose_layers
+    from equitools.features.labels import same_classes
+    from equitools.features.table import channels
+    from equitools.features.transform import evaluation_transform
+    from equitools.manifest import schema
 
-    splits = {split: shards.open_split(request.document, split) for split in SPLITS}
-    label_checks.same_classes(*splits.values())
+    splits = {split: open_split(request.document, split) for split in SPLITS}
+    same_classes(*splits.values())
     encoder, label = encoders.find(
         request.document, settings["encoder"], seed=settings["encoder_seed"],
         pretrained=settings["pretrained"],
     )  # fmt: skip
     default = AUTO.get(settings["eval"], "last")
-    settings["layers"] = features.choose_layers(encoder, settings["layers"], default)
-    settings["device"] = encoders.pick_device(settings["device"])
-    transform = preprocess.evaluation_transform(
+    settings["layers"] = choose_layers(encoder, settings["layers"], default)
+    settings["device"] = devices.pick_device(settings["device"])
+    transform = evaluation_transform(
         encoder, **{key: settings[key] for key in ("size", "crop_pct", "interpolation")}
     )
     for part in settings["parts"]:
-        features.channels(1, encoder.dim, encoder.split, part, settings["split"])
-    weights = features.fingerprint(encoder)
+        channels(1, encoder.dim, encoder.split, part, settings["split"])
+    weights = encoders.fingerprint(encoder)
     digests = {split: index.digest for split, index in splits.items()}
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     identity = manifest.identity("probe", matters, weights, digests)
@@ -77,17 +89,17 @@ def run(request: Request) -> dict[str, Any] | None:
             request.document, settings["encoder"], f"probe-{settings['eval']}-{identity[:8]}"
         )
     )
-    if (done := frame.finished(out, identity)) is not None:
+    if (done := run_folder.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
     request.choose_out(out)
-    frame.lock(out)
+    run_folder.lock(out)
     kept = encoders.features_folder(request.document, settings["encoder"], out)
     train, test = extract(encoder, splits, transform, settings, kept)
     if not settings["cached"]:
         train.stream = augmented(encoder, splits["train"], transform, settings)
-    evaluation = names.pick(evals, settings["eval"], "evaluation")
-    knobs = {key: settings[key] for key in names.own_knobs(evaluation)}
+    evaluation = schema.pick(evals, settings["eval"], "evaluation")
+    knobs = {key: settings[key] for key in schema.own_knobs(evaluation)}
     with training(train, knobs) as train.progress:
         outcome = evaluation(train, test, settings["parts"], settings["split"], **knobs)
     facts = {
@@ -102,7 +114,7 @@ def run(request: Request) -> dict[str, Any] | None:
         "classes": train.classes,
         "data": digests,
         **outcome.facts,
-        **encoders.platform(settings["device"]),
+        **devices.platform(settings["device"]),
     }
     document = write(request.document, settings, outcome, weights, out)
     return request.record(document, identity, **facts)
@@ -110,10 +122,11 @@ def run(request: Request) -> dict[str, Any] | None:
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with every default written back: the shared ones, then the evaluation's."""
-    from equitools import evals, names
+    from equitools import evals
+    from equitools.manifest import schema
 
-    evaluation = names.pick(evals, given.get("eval", "knn"), "evaluation")
-    settings = names.knobs(names.together(common_settings, evaluation), given, "probe")
+    evaluation = schema.pick(evals, given.get("eval", "knn"), "evaluation")
+    settings = schema.knobs(schema.together(common_settings, evaluation), given, "probe")
     if not settings["cached"] and "epochs" not in settings:
         name = settings["eval"]
         raise UsageError(f"probe.cached=false is for evaluations that train; {name} does not")
@@ -126,22 +139,24 @@ def extract(
     encoder: Any, splits: dict[str, Any], transform: Any, settings: dict[str, Any], kept: Path
 ) -> list[Any]:
     """The tables of both splits; what `kept` has of them is read, what it lacks goes there."""
-    from equitools import features, label_checks
+    from equitools.features import extract as features_extract
+    from equitools.features.extract import subset
+    from equitools.features.labels import require_labels
 
     tables = []
     for split, index in splits.items():
-        total = len(features.subset(len(index), settings["limit"]))
-        with frame.progress(total, f"features of {split}", "image") as bar:
-            table = features.extract(
+        total = len(subset(len(index), settings["limit"]))
+        with progress(total, f"features of {split}", "image") as bar:
+            table = features_extract.extract(
                 encoder, index, transform=transform, layers=settings["layers"],
                 device=settings["device"], batch_size=settings["extract_batch_size"],
                 workers=settings["workers"], limit=settings["limit"], cache=kept,
                 progress=bar.advance,
             )  # fmt: skip
         if table.read:
-            frame.said.info("features of %s: %s", split, table.read)
+            said.info("features of %s: %s", split, table.read)
         if settings["eval"] != "embed":
-            label_checks.require_labels(table, split)
+            require_labels(table, split)
             table.features = table.features.to(settings["device"])
         tables.append(table)
     for table in tables:
@@ -156,16 +171,16 @@ def training(train: Any, knobs: dict[str, Any]) -> Iterator[Any]:
         yield None
         return
     total = len(train.labels) * knobs["epochs"] * len(knobs.get("seeds", [0]))
-    with frame.progress(total, "training heads", "sample") as bar:
+    with progress(total, "training heads", "sample") as bar:
         yield bar.advance
 
 
 def augmented(encoder: Any, index: Any, transform: Any, settings: dict[str, Any]) -> Any:
     """New crops and flips of the training pictures each epoch, through the frozen encoder."""
-    from equitools import features
+    from equitools.features.extract import stream, subset
 
-    return features.stream(
-        encoder, index, features.subset(len(index), settings["limit"]), transform=transform,
+    return stream(
+        encoder, index, subset(len(index), settings["limit"]), transform=transform,
         layers=settings["layers"], device=settings["device"], workers=settings["workers"],
     )  # fmt: skip
 
@@ -174,8 +189,8 @@ def write(
     document: dict[str, Any], settings: dict[str, Any], outcome: Any, weights: str, out: Path
 ) -> dict[str, Any]:
     """Save heads and arrays, and put settings, files and scores into the document."""
-    from equitools import checkpoint
-    from equitools.evals.embed import write_csv
+    from equitools.evals.embedding.embed import write_csv
+    from equitools.nn import serialization
 
     name = settings["eval"]
     files, scores = dict(document.get("files", {})), dict(document.get("scores", {}))
@@ -187,10 +202,10 @@ def write(
     files.pop("probe.heads", None)
     if outcome.heads:
         path = out / "probe-heads.safetensors"
-        checkpoint.save_tensors(path, outcome.heads)
+        serialization.save_tensors(path, outcome.heads)
         files["probe.heads"] = manifest.entry(path)
     if outcome.arrays:
-        checkpoint.save_tensors(out / "embeddings.safetensors", outcome.arrays)
+        serialization.save_tensors(out / "embeddings.safetensors", outcome.arrays)
         write_csv(out / "embeddings.csv", outcome.arrays)
         files["embeddings"] = manifest.entry(out / "embeddings.safetensors")
         files["embeddings.csv"] = manifest.entry(out / "embeddings.csv")
@@ -228,4 +243,4 @@ PROGRAM = Program(
     the output), so that no evaluation computes them twice; that folder may be deleted.
     """,
 )
-main = frame.command(PROGRAM)
+main = command(PROGRAM)

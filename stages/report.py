@@ -9,9 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from equitools import cells, frame, lineage, manifest, names, papers, reports, runs, tables
-from equitools.errors import DataError, UsageError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core import files
+from equitools.core.errors import DataError, UsageError
+from equitools.manifest import cells, schema
+from equitools.report import attention, lineage, magnitudes, robustness
+from equitools.report import curves as report_curves
+from equitools.report import sheet as report_sheet
+from equitools.report import table2 as report_table2
+from equitools.report.formats import tables
+from equitools.report.page import page
+from equitools.report.scores import score_table
+from equitools.report.sweep import sweep
+from equitools.report.table2 import COLUMNS, counter, notes, show_table2
+from equitools.report.tsne import tsne
+
+from .cli.command import command
+from .cli.program import Program, Request
 
 Format = Literal["md", "csv", "latex"]
 SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
@@ -50,12 +64,12 @@ def run(request: Request) -> None:
     """Answer what the verb asks, on stdout."""
     settings = dict(request.settings)
     verb = settings.pop("verb", "table")
-    answer = names.pick(VERBS, verb, "report")
-    knobs = names.knobs(answer, settings, "report")
+    answer = schema.pick(VERBS, verb, "report")
+    knobs = schema.knobs(answer, settings, "report")
     text = answer(request, **knobs)
     if request.out is not None and verb not in PICTURES:
         suffix = SUFFIXES[knobs.get("format", "md")]
-        manifest.write_atomic(request.choose_out(request.out) / f"{verb}.{suffix}", text)
+        files.write_atomic(request.choose_out(request.out) / f"{verb}.{suffix}", text)
     request.stdout.write(text)
 
 
@@ -64,7 +78,7 @@ def run(request: Request) -> None:
 
 def table(request: Request, *, scores: list[str] = [], format: Format = "md") -> str:  # noqa: B006
     """The scores of the documents, several side by side or one in full."""
-    columns, rows = tables.score_table(_documents(request), scores)
+    columns, rows = score_table(_documents(request), scores)
     return tables.render(columns, rows, format)
 
 
@@ -82,23 +96,24 @@ def table1(
     layer = _table(request, "table1")
     rows: list[list[Any]] = []
     for name, lines in _runs(request, metrics).items():
-        found = papers.magnitudes(lines)
+        found = magnitudes.magnitudes(lines)
         if not found:
             raise DataError(f"{name}: no watch step in its metrics; recipe.watch_every sets them")
-        chosen = papers.at_epochs(found, epochs or papers.usual_epochs(found))
+        chosen = magnitudes.at_epochs(found, epochs or magnitudes.usual_epochs(found))
         rows += [
-            [name, f"{row['epoch']:.4g}", int(row["step"]), *_heads(row), papers.verdict(row)]
+            [name, f"{row['epoch']:.4g}", int(row["step"]), *_heads(row), magnitudes.verdict(row)]
             for row in chosen
         ]
     rows += [
-        [row["run"], row["epoch"], None, *_heads(row), papers.verdict(row)] for row in layer["rows"]
+        [row["run"], row["epoch"], None, *_heads(row), magnitudes.verdict(row)]
+        for row in layer["rows"]
     ]
-    text = tables.render(["run", "epoch", "step", *papers.HEADS, "status"], rows, format)
+    text = tables.render(["run", "epoch", "step", *magnitudes.HEADS, "status"], rows, format)
     return f"{layer['caption']}\n\n{text}" if format == "md" else text
 
 
 def _heads(row: dict[str, float]) -> list[str]:
-    return [f"{row[name]:.2f}" if name in row else "" for name in papers.HEADS]
+    return [f"{row[name]:.2f}" if name in row else "" for name in magnitudes.HEADS]
 
 
 def table2(
@@ -109,38 +124,34 @@ def table2(
     count: measure parameters and operations of the paper's backbones.
     """
     layer = _table(request, "table2")
-    costs = papers.counter(request.say) if count else lambda layer: None
-    rows = papers.table2(layer, request.documents, scale, costs)
+    costs = counter(request.say) if count else lambda layer: None
+    rows = report_table2.table2(layer, request.documents, scale, costs)
     if request.out is not None:
-        whole = tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
+        whole = tables.render(COLUMNS, [list(row.values()) for row in rows], "csv")
         request.choose_out(request.out)
-        manifest.write_atomic(request.out / "table2.csv", whole)
+        files.write_atomic(request.out / "table2.csv", whole)
     if format == "csv":
-        return tables.render(papers.COLUMNS, [list(row.values()) for row in rows], "csv")
-    columns, shown = papers.show_table2(rows)
+        return tables.render(COLUMNS, [list(row.values()) for row in rows], "csv")
+    columns, shown = show_table2(rows)
     text = tables.render(columns, shown, format)
-    return (
-        f"{layer['caption']}\n\n{text}\n{papers.notes(rows, layer, scale)}"
-        if format == "md"
-        else text
-    )
+    return f"{layer['caption']}\n\n{text}\n{notes(rows, layer, scale)}" if format == "md" else text
 
 
 def compare(request: Request, *, scale: str = "mini", format: Format = "md") -> str:
     """The table that came with the stream, ours beside the paper's; as CSV in columns apart."""
-    from equitools import comparison
+    from equitools.report import paper
 
     layer = request.document.get("table")
     if not layer or "columns" not in layer:
         raise UsageError(
             "compare needs a table with columns: cat manifests/table/ser-table1.yaml …"
         )
-    rows = comparison.compare(layer, request.documents, scale)
-    shown = comparison.spread(layer, rows) if format == "csv" else comparison.show(layer, rows)
+    rows = paper.compare(layer, request.documents, scale)
+    shown = paper.spread(layer, rows) if format == "csv" else paper.show(layer, rows)
     text = tables.render(*shown, format)
     if format != "md":
         return text
-    return f"{layer['caption']}\n\n{text}\n{comparison.notes(layer, scale)}"
+    return f"{layer['caption']}\n\n{text}\n{paper.notes(layer, scale)}"
 
 
 def _table(request: Request, name: str) -> dict[str, Any]:
@@ -154,11 +165,11 @@ def _table(request: Request, name: str) -> dict[str, Any]:
 
 def curves(request: Request, *, metrics: list[str] = []) -> str:  # noqa: B006
     """Draw DIR/curves.png from the metrics of the runs; prints where it is."""
-    from equitools import figures
+    from equitools.report import curves as report_curves
 
     found = _runs(request, metrics)
     where = request.choose_out(request.out or _home(request, metrics))
-    return f"{figures.curves(found, where / 'curves.png')}\n"
+    return f"{report_curves.curves(found, where / 'curves.png')}\n"
 
 
 def _home(request: Request, metrics: list[str]) -> Path:
@@ -172,13 +183,14 @@ def views(
     request: Request, *, images: int = 4, seed: int = 0, epoch: int = 0, split: str = "train"
 ) -> str:
     """Draw DIR/views.png: some pictures of the shards, and every view that the recipe makes."""
-    from equitools import figures, shards
-    from equitools.sheets import rows
+    from equitools.data.shards.index import open_split
+    from equitools.report.formats import figures
+    from equitools.report.views import rows
 
     document = manifest.join([*_documents(request), _layers(request)])
     if not document.get("recipe", {}).get("views"):
         raise UsageError("views needs a recipe: name layers, as in equi-report views dino caug")
-    index = shards.open_split(document, split)
+    index = open_split(document, split)
     sheet = rows(document["recipe"], index, count=images, seed=seed, epoch=epoch)
     where = request.choose_out(request.out or Path.cwd())
     return f"{figures.contact_sheet(sheet, where / 'views.png')}\n"
@@ -231,9 +243,9 @@ def diff(request: Request) -> str:
 
 VERBS: dict[str, Callable[..., str]] = {
     "table": table, "table1": table1, "table2": table2, "compare": compare, "curves": curves,
-    "views": views, "tsne": drawn(reports.tsne), "attention": drawn(reports.attention),
-    "robustness": drawn(reports.robustness), "sweep": drawn(reports.sweep),
-    "sheet": drawn(reports.sheet, needed=False), "page": drawn(reports.page, needed=False),
+    "views": views, "tsne": drawn(tsne), "attention": drawn(attention.attention),
+    "robustness": drawn(robustness.robustness), "sweep": drawn(sweep),
+    "sheet": drawn(report_sheet.sheet, needed=False), "page": drawn(page, needed=False),
     "why": why, "verify": verify, "diff": diff,
 }  # fmt: skip
 
@@ -251,7 +263,7 @@ def _documents(request: Request) -> list[dict[str, Any]]:
 
 def _runs(request: Request, metrics: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """{name: lines of metrics.jsonl} of every document, then of metrics files."""
-    return runs.metrics(request.documents if metrics else _documents(request), metrics)
+    return report_curves.metrics(request.documents if metrics else _documents(request), metrics)
 
 
 PROGRAM = Program(
@@ -264,7 +276,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
     """Words as the frame reads them: a run folder ends with a slash, the metrics of one that is
     not finished are `metrics=`, and `why KEY` is `why score=KEY`, since the name of a score looks
     like a path and is none."""
-    unfinished = [w for w in words if not w.startswith("-") and runs.unfinished(Path(w))]
+    unfinished = [w for w in words if not w.startswith("-") and report_curves.unfinished(Path(w))]
     found = [f"{w}/" if Path(w, "manifest.yaml").is_file() else w for w in words]
     found = [word for word in found if word not in unfinished]
     if unfinished:
@@ -278,7 +290,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """The console script."""
-    frame.command(PROGRAM)(args=spell_out(sys.argv[1:]))
+    command(PROGRAM)(args=spell_out(sys.argv[1:]))
 
 
 if __name__ == "__main__":

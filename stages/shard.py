@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equitools import files, frame, manifest, sharding
-from equitools.errors import DataError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core.errors import DataError
+from equitools.data.shards import settings as shards_settings
+from equitools.data.shards.settings import settle, write
+from equitools.manifest import files, run_folder
+
+from .cli.command import command
+from .cli.program import Program, Request
+from .cli.progress import progress
 
 if TYPE_CHECKING:
-    from equitools.packing import Written
-    from equitools.sources import Source
+    from equitools.data.shards.packing import Written
+    from equitools.data.sources.source import Source
 
 LAYERS = ("source",)
 PARTIAL = ".partial"  # unfinished shards lie here, below the output folder
@@ -20,12 +26,13 @@ SHOWN = 10  # names of each kind of finding on stderr; report.tsv has them all
 
 def run(request: Request) -> dict[str, Any] | None:
     """List, select, check and pack a source; or describe tars that are there already."""
-    from equitools import foreign, selection
+    from equitools.data.shards import foreign
+    from equitools.data.sources import subsets
 
-    settings = sharding.settle(request.settings)
+    settings = settle(request.settings)
     if foreign.is_shards(settings["source"]):
         return adopt(request, settings)
-    source = selection.select(settings)
+    source = subsets.select(settings)
     for note in source.notes:
         request.say(note)
     if request.plan:
@@ -36,15 +43,15 @@ def run(request: Request) -> dict[str, Any] | None:
 
 def pack(request: Request, settings: dict[str, Any], source: Source) -> dict[str, Any]:
     """Write the shards, or answer with the manifest of those that are there."""
-    identity = sharding.identity(settings, source)
+    identity = shards_settings.identity(settings, source)
     out = request.choose_out(request.out or Path("shards") / default_name(settings, source))
-    frame.lock(out)
+    run_folder.lock(out)
     if (done := finished(request, out, identity)) is not None:
         return done
     refuse_tars(out)
     total = sum(len(samples) for samples in source.splits.values())
-    with frame.progress(total, "shard", "image") as bar:
-        entries, report, written = sharding.write(source, settings, out, bar.advance)
+    with progress(total, "shard", "image") as bar:
+        entries, report, written = write(source, settings, out, bar.advance)
     if report is not None:
         tell(request, written, out)
     document = request.document | {"kind": "shards", "shard": settings | {"report": report}}
@@ -67,7 +74,7 @@ def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | Non
 
     Raises DataError when it is of another run: nothing of the user's is overwritten.
     """
-    from equitools import shardset
+    from equitools.data.shards.inventory import whole
 
     path = out / "manifest.yaml"
     if not path.exists():
@@ -77,7 +84,7 @@ def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | Non
         raise DataError(
             f"{out} holds other shards or settings; choose another -o, or remove it first"
         )
-    if all(shardset.whole(entry) for entry in document["files"].values()):
+    if all(whole(entry) for entry in document["files"].values()):
         request.say(f"{out} is finished already: this is its manifest")
         return document
     request.say(f"{out} is not as its manifest says; packing it again")
@@ -94,8 +101,8 @@ def refuse_tars(out: Path) -> None:
 
 def tell(request: Request, written: dict[str, list[Written]], out: Path) -> None:
     """Name what verification found, a few of each kind."""
-    from equitools.packing import DROPPED, KINDS
-    from equitools.shardset import REPORT
+    from equitools.data.shards.inventory import REPORT
+    from equitools.data.shards.packing import DROPPED, KINDS
 
     found = [line for shards in written.values() for one in shards for line in one.found]
     for kind in KINDS:
@@ -122,7 +129,7 @@ def describe(source: Source, settings: dict[str, Any]) -> str:
 
 def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
     """A manifest for tars that others have made; val_split names those of the val split."""
-    from equitools import foreign
+    from equitools.data.shards import foreign
 
     patterns = {"train": settings["source"]}
     if settings["val_split"] is not None:
@@ -133,11 +140,11 @@ def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
         request.print_plan("\n".join(f"{split:8} {path}" for split, path in patterns.items()))
         return None
     if request.out is not None:
-        frame.lock(request.choose_out(request.out))
+        run_folder.lock(request.choose_out(request.out))
         if (done := finished(request, request.out, identity)) is not None:
             return done
     entries = {}
-    with frame.progress(None, "shard", "image") as bar:
+    with progress(None, "shard", "image") as bar:
         for split, pattern in patterns.items():
             name = f"shards.{split}"
             entries[name], bare = foreign.describe(pattern, name, settings["verify"], bar.advance)
@@ -155,7 +162,7 @@ program = Program(
     folders=LAYERS,
     run=run,
     sources=True,
-    check=sharding.settle,
+    check=settle,
     help="""Pack any source of images into WebDataset tars; print their manifest.
 
     SOURCE is a folder (train/ and val/ below it make both splits; class folders make labels), one
@@ -185,7 +192,7 @@ program = Program(
               equi-shard digits -o sh | equi-pretrain dino clever vit-mini -o run
     """,
 )
-main = frame.command(program)
+main = command(program)
 
 if __name__ == "__main__":
     main()

@@ -6,9 +6,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from equitools import files, frame, manifest, names
-from equitools.errors import UsageError
-from equitools.frame import Program, Request
+from equitools import manifest
+from equitools.core.errors import UsageError
+from equitools.manifest import files, run_folder
+from equitools.manifest.schema import knobs, own_knobs, pick, together
+
+from .cli.command import command
+from .cli.program import Program, Request
+from .cli.progress import progress
 
 # What may change without changing the scores; data are known by their digest.
 NOT_IDENTITY = ("data", "device", "workers", "extract_batch_size")
@@ -18,11 +23,15 @@ NOT_IDENTITY = ("data", "device", "workers", "extract_batch_size")
 #   .source(encoder, settings, out, progress)   what the evaluation gets; `out` is a folder for
 #                                   files, progress(total, what, unit) is frame.progress
 DATA = {
-    "linear": "downstream", "finetune": "downstream", "semi": "few_labels",
-    "saliency": "saliency_sets", "video": "davis",
+    "linear": "classification.datasets", "finetune": "classification.datasets",
+    "semi": "classification.few_labels", "saliency": "segmentation.saliency_data",
+    "video": "segmentation.davis",
 }  # fmt: skip
 # The module of evals/ whose check(settings) refuses what cannot be.
-CHECKED = {"linear": "frozen", "finetune": "finetune", "semi": "finetune", "saliency": "saliency"}
+CHECKED = {
+    "linear": "classification.downstream_linear", "finetune": "classification.finetune",
+    "semi": "classification.finetune", "saliency": "segmentation.saliency",
+}  # fmt: skip
 
 
 def common_settings(
@@ -53,20 +62,20 @@ def schema(name: str) -> Any:
     """The signature with every knob of an evaluation."""
     from equitools import evals
 
-    evaluation = names.pick(evals.TRANSFERS, name, "evaluation")
-    return names.together(common_settings, module(name).settings_of, evaluation)
+    evaluation = pick(evals.TRANSFERS, name, "evaluation")
+    return together(common_settings, module(name).settings_of, evaluation)
 
 
 def module(name: str) -> Any:
     """The module that finds an evaluation's data."""
-    return importlib.import_module(f"equitools.{DATA[name]}")
+    return importlib.import_module(f"equitools.evals.{DATA[name]}")
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with every default written back, and `data` as a path from the root."""
     if given.get("eval") is None:
         raise UsageError(f"no evaluation is asked for; name one: {', '.join(DATA)}")
-    settings = names.knobs(schema(given["eval"]), given, "transfer")
+    settings = knobs(schema(given["eval"]), given, "transfer")
     if settings["workers"] < 0 or settings["extract_batch_size"] < 1:
         raise UsageError(
             "transfer.workers is at least 0 and transfer.extract_batch_size at least 1"
@@ -89,7 +98,9 @@ def run(request: Request) -> dict[str, Any] | None:
     if request.plan:
         request.print_plan(manifest.dump({"transfer": settings}))
         return None
-    from equitools import encoders, evals, features
+    from equitools import evals
+    from equitools.core import devices
+    from equitools.features import encoders
 
     document, name = request.document, settings["eval"]
     data = module(name).open_data(document, settings)
@@ -97,25 +108,25 @@ def run(request: Request) -> dict[str, Any] | None:
         document, settings["encoder"], seed=settings["encoder_seed"],
         pretrained=settings["pretrained"],
     )  # fmt: skip
-    settings["device"] = encoders.pick_device(settings["device"])
-    weights = features.fingerprint(encoder)
+    settings["device"] = devices.pick_device(settings["device"])
+    weights = encoders.fingerprint(encoder)
     matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
     identity = manifest.identity("transfer", matters, weights, data.digest)
     out = request.out or request.choose_out(
         encoders.folder(document, settings["encoder"], f"transfer-{name}-{identity[:8]}")
     )
-    if (done := frame.finished(out, identity)) is not None:
+    if (done := run_folder.finished(out, identity)) is not None:
         request.say(f"{out} is finished already: this is its manifest")
         return done
     request.choose_out(out)
-    frame.lock(out)
+    run_folder.lock(out)
     evaluation = evals.TRANSFERS[name]
-    source = data.source(encoder, settings, out, frame.progress)
-    outcome = evaluation(source, **{key: settings[key] for key in names.own_knobs(evaluation)})
+    source = data.source(encoder, settings, out, progress)
+    outcome = evaluation(source, **{key: settings[key] for key in own_knobs(evaluation)})
     for what, why in outcome.facts.get("left_out", {}).items():
         request.said.warning("left out: %s, because %s", what, why)
     facts = {"encoder": label, "weights": weights, "data": data.digest, **outcome.facts}
-    facts |= encoders.platform(settings["device"])
+    facts |= devices.platform(settings["device"])
     return request.record(write(document, settings, outcome, out), identity, **facts)
 
 
@@ -135,10 +146,10 @@ def write(
     entries = {key: entry for key, entry in entries.items() if not key.startswith("transfer.")}
     entries |= outcome.files
     if outcome.heads:
-        from equitools import checkpoint
+        from equitools.nn import serialization
 
         path = out / "transfer-heads.safetensors"
-        checkpoint.save_tensors(path, outcome.heads)
+        serialization.save_tensors(path, outcome.heads)
         entries["transfer.heads"] = manifest.entry(path)
     mine = f"transfer/{settings['eval']}/"
     known = {key: value for key, value in known.items() if not key.startswith(mine)}
@@ -178,4 +189,4 @@ PROGRAM = Program(
     encoder=PATH, a timm name, or random (the recipe's backbone without training).
     """,
 )
-main = frame.command(PROGRAM)
+main = command(PROGRAM)

@@ -3,28 +3,30 @@
 from pathlib import Path
 
 import forked
+from equitools.stages.cli.program import Request
+from equitools.stages.cli.words import gather, parse, section
 
-from equitools import manifest, words
-from equitools.frame import Request
+from equitools import manifest
+from equitools.core import files
 
 
 def ask(program, *given, out=None):
     """What a stage answers to these words; its folder gets a manifest.yaml, as the frame does."""
-    found = words.parse([str(word) for word in given], program)
+    found = parse([str(word) for word in given], program)
     if program.check is not None:
-        program.check(words.section(found, program))
-    document, documents = words.gather(found, program, False)
+        program.check(section(found, program))
+    document, documents = gather(found, program, False)
     out = None if out is None else Path(out)
     request = Request(program, document, documents, out, False, ["test"], None)
     document = program.run(request)
     inside = manifest.dump(manifest.rebase(document, request.out))
-    manifest.write_atomic(request.out / "manifest.yaml", inside)
+    files.write_atomic(request.out / "manifest.yaml", inside)
     return document
 
 
 def write(document, path):
     """A document as a file; returns its path."""
-    manifest.write_atomic(path, manifest.dump(document))
+    files.write_atomic(path, manifest.dump(document))
     return path
 
 
@@ -33,7 +35,8 @@ def make_chain(folder):
     returns the manifest's path."""
     import torch
 
-    from equitools import backbones, checkpoint
+    from equitools import backbones
+    from equitools.backbones import checkpoint
 
     words = ["scenes", "train_samples=60", "val_samples=30", "size=32", "-o", folder / "shards"]
     done = forked.run("shard", *words)

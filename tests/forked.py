@@ -16,7 +16,14 @@ from types import SimpleNamespace
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["accelerate", "timm", "torchvision", "equitools.learner", "equitools.loop", "equitools.evals"]
+    [
+        "accelerate",
+        "timm",
+        "torchvision",
+        "equitools.training.learner",
+        "equitools.training.watch",
+        "equitools.evals",
+    ]
 )
 BIN = Path(sys.executable).parent
 
@@ -109,16 +116,16 @@ def crash(step_of):
 
 def before_step(step_of, happens):
     """Something happens when equi-pretrain begins this step."""
-    from equitools import loop
+    from equitools.training import optimization
 
-    rates = loop.set_rates
+    rates = optimization.set_rates
 
     def set_rates(optimizer, settings, length, warmup, step):
         if step == step_of:
             happens()
         return rates(optimizer, settings, length, warmup, step)
 
-    loop.set_rates = set_rates
+    optimization.set_rates = set_rates
 
 
 # --- Ranks -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import torch
 
-from equitools.maps import Source
+from equitools.features.maps import Source
 
 
 def smooth(count, size=16, seed=0):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from toys import DIM, SPLIT, small, toy_step
 
-from equitools import equivariance, learner, manifest, recipe
-from equitools.errors import UsageError
+from equitools import equivariance, manifest
+from equitools.core.errors import UsageError
+from equitools.training import learner, recipe
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "adding.md").read_text()
@@ -77,12 +78,12 @@ def test_a_recipe_takes_it_and_one_without_rotation_is_refused(turned, tmp_path)
         layer = manifest.layer(word, ("objective", "backbone", "views"))
         whole = manifest.fold(whole, layer["recipe"])
     whole = manifest.fold(whole, manifest.load_file(path)[0]["recipe"])
-    built = learner.build(learner.resolve(recipe.apply_defaults(whole)))
+    built = learner.build(recipe.resolve(recipe.apply_defaults(whole)))
     assert built.weights == {"turned": 0.5}
     assert built.terms["turned"].head[0].in_features == 2 * built.encoder.dim
     still = manifest.fold(whole, {"views": {"rotation": None}})
     with pytest.raises(UsageError, match=r"turned reads .* set views.rotation"):
-        learner.build(learner.resolve(recipe.apply_defaults(still)))
+        learner.build(recipe.resolve(recipe.apply_defaults(still)))
 
 
 def test_its_width_is_the_whole_representation(turned):

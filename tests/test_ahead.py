@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from equitools import ahead
+from equitools.data import workers as data_workers
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -16,7 +16,7 @@ def test_everything_comes_in_order_and_not_all_of_it_is_waiting(workers):
             done.append(item)
         return item * item
 
-    found = ahead.read(iter(range(50)), work, workers)
+    found = data_workers.read(iter(range(50)), work, workers)
     assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
     assert len(done) <= 5 + 2 * workers + 1
     assert list(found) == [item * item for item in range(5, 50)]
@@ -29,7 +29,7 @@ def test_an_error_is_raised_in_its_turn(workers):
             raise ValueError("three")
         return item
 
-    found = ahead.read(range(9), work, workers)
+    found = data_workers.read(range(9), work, workers)
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(found)

@@ -11,12 +11,15 @@ import torch
 from torch.nn import functional as F
 
 from equitools import augment
-from equitools.augment import compiled, crop, fused, pages, pipeline, programs
+from equitools.augment import engines, native, operations
+from equitools.augment.engines import compiled, triton_program
+from equitools.augment.native import pages
+from equitools.augment.operations import crop
 
 built = pytest.mark.skipif(
-    compiled.library() is None, reason="the extension _native was not built (no C compiler?)"
+    native.library() is None, reason="the extension _native was not built (no C compiler?)"
 )
-OPERATIONS = {name: op for name, op in augment.operations().items() if name != "crop"}
+OPERATIONS = {name: op for name, op in operations.menu().items() if name != "crop"}
 NATIVE = Path(augment.__file__).with_name("native")
 
 
@@ -44,11 +47,11 @@ def both(crops: torch.Tensor, parameters: dict[str, torch.Tensor]) -> tuple[torc
     """Pictures by the compiled path and by torch, in [0, 1]."""
     chosen = {name: OPERATIONS[name] for name in parameters}
     knobs = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-    assert fused.can(crops[0], list(chosen.values()))
-    ours = pipeline.carry_out(crops, parameters, chosen, **knobs)
+    assert compiled.can(crops[0], list(chosen.values()))
+    ours = engines.carry_out(crops, parameters, chosen, **knobs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "library", lambda: None)
-        return ours, pipeline.carry_out(crops, parameters, chosen, **knobs)
+        patch.setattr(native, "library", lambda: None)
+        return ours, engines.carry_out(crops, parameters, chosen, **knobs)
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
@@ -77,7 +80,10 @@ def test_flips_and_rotations_are_the_same_to_the_bit(names):
 @built
 def test_flips_and_rotations_of_floats_are_the_same_as_of_bytes():
     """Behind an operation on floats they permute what is there."""
-    crops, identity = pictures(16, 24, 31), torch.tensor([augment.jitter.IDENTITY]).double()
+    crops, identity = (
+        pictures(16, 24, 31),
+        torch.tensor([operations.jitter.IDENTITY]).double(),
+    )
     nearly = identity.repeat(16, 1)
     nearly[:, 0] = 1 + 1e-7  # acts, and changes no value by more than rounding
     for names in (("flip", "rotation"), ("rotation", "flip")):
@@ -145,7 +151,7 @@ def test_threads_share_a_batch_without_a_trace():
 def finish_in_a_child(queue, crops, parameters) -> None:
     torch.set_num_threads(2)
     chosen = {name: OPERATIONS[name] for name in parameters}
-    made = pipeline.carry_out(crops, parameters, chosen, (0, 0, 0), (1, 1, 1))
+    made = engines.carry_out(crops, parameters, chosen, (0, 0, 0), (1, 1, 1))
     queue.put(made.double().sum().item())
 
 
@@ -182,7 +188,7 @@ def test_crops_are_torchs_to_the_bit(monkeypatch, plain):
         sizes = [*generator.integers(1, 60, 2).tolist(), int(windows[2, 3])]
         ours = crop.take(image, windows, sizes)
         with monkeypatch.context() as patch:
-            patch.setattr(compiled, "library", lambda: None)
+            patch.setattr(native, "library", lambda: None)
             assert np.array_equal(ours, crop.take(image, windows, sizes))
 
 
@@ -222,27 +228,27 @@ def test_pictures_that_are_not_rows_of_pixels_are_cropped_alike():
 
 def test_what_the_compiled_path_does_not_know_goes_to_torch():
     crops, jitter = pictures(2, 8, 8)[0], OPERATIONS["jitter"]
-    assert not fused.can(crops.float(), [jitter])
-    assert not fused.can(crops, [jitter, itertools])
-    assert not fused.can(crops.to("meta"), [jitter])
-    assert fused.can(crops, [jitter]) == (compiled.library() is not None)
+    assert not compiled.can(crops.float(), [jitter])
+    assert not compiled.can(crops, [jitter, itertools])
+    assert not compiled.can(crops.to("meta"), [jitter])
+    assert compiled.can(crops, [jitter]) == (native.library() is not None)
 
 
 def test_the_engine_has_a_name(monkeypatch):
-    assert augment.engine("cuda") == ("Triton" if programs.available() else "torch")
-    assert augment.engine("cpu") == ("torch" if compiled.library() is None else "C")
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert augment.engine("cuda") == ("Triton" if triton_program.available() else "torch")
+    assert augment.engine("cpu") == ("torch" if native.library() is None else "C")
+    monkeypatch.setattr(native, "library", lambda: None)
     assert augment.engine() == "torch"
 
 
 def test_an_extension_of_other_days_is_not_called():
     (there,) = re.findall(r"#define INTERFACE (\d+)", (NATIVE / "picture.h").read_text())
-    assert int(there) == compiled.INTERFACE
+    assert int(there) == native.INTERFACE
 
 
 def test_every_c_file_is_built():
     listed = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    for path in NATIVE.iterdir():
+    for path in NATIVE.glob("*.[ch]"):
         assert f"equitools/augment/native/{path.name}" in listed
 
 

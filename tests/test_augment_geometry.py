@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equitools.augment import crop, flip, geometry, rotation
+from equitools.augment import geometry
+from equitools.augment.operations import crop, flip, rotation
 
 
 def smooth(size: int, channels: int = 3) -> torch.Tensor:

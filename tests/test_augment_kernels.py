@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from equitools import augment
-from equitools.augment import compiled, pipeline, programs
+from equitools.augment import engines, native, operations
+from equitools.augment.engines import triton_program
 
 NAMES = ("blur", "elastic", "flip", "gray", "jitter", "rotation", "solarize")
 KNOBS = {"solarize": {"p": 0.5, "threshold": 0.5}, "elastic": {"alpha": 20.0, "sigma": 0.7}}
 LEVELS = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 EXACT = ("flip", "rotation")
-triton = pytest.mark.skipif(not programs.available(), reason="there is no Triton or no C compiler")
+triton = pytest.mark.skipif(
+    not triton_program.available(), reason="there is no Triton or no C compiler"
+)
 gpu = pytest.mark.skipif(
-    not (programs.available() and torch.cuda.is_available()), reason="there is no GPU that runs it"
+    not (triton_program.available() and torch.cuda.is_available()),
+    reason="there is no GPU that runs it",
 )
 
 
@@ -32,7 +35,7 @@ def pictures(count, height=11, width=8, seed=0):
 def drawn(names, count, seed=0):
     """Parameters of some operations; solarizing where the inverse continues what it inverts."""
     uniforms = np.random.default_rng(seed).random((count, 64))
-    menu = {name: getattr(augment, name) for name in names}
+    menu = {name: getattr(operations, name) for name in names}
     return {
         name: torch.from_numpy(one.draw(uniforms[:, one.COLUMNS], **KNOBS.get(name, {})))
         for name, one in menu.items()
@@ -41,17 +44,21 @@ def drawn(names, count, seed=0):
 
 def by_torch(crops, parameters):
     """Normalized pictures by the modules' own functions on the CPU."""
-    chosen = {name: getattr(augment, name) for name in parameters}
+    chosen = {name: getattr(operations, name) for name in parameters}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "library", lambda: None)
-        return pipeline.carry_out(crops.cpu(), parameters, chosen, *LEVELS)
+        patch.setattr(native, "library", lambda: None)
+        return engines.carry_out(crops.cpu(), parameters, chosen, *LEVELS)
 
 
 def by_kernels(crops, parameters):
-    from equitools.augment import kernels  # not above: its import decides about interpretation
+    from equitools.augment.engines import (
+        triton_kernels,  # not above: its import decides about interpretation
+    )
 
-    modules = [getattr(augment, name) for name in parameters]
-    return kernels.apply(crops.flatten(0, 1), list(parameters.values()), modules, *LEVELS).cpu()
+    modules = [getattr(operations, name) for name in parameters]
+    return triton_kernels.apply(
+        crops.flatten(0, 1), list(parameters.values()), modules, *LEVELS
+    ).cpu()
 
 
 def agree(crops, parameters):
@@ -108,9 +115,9 @@ def nothing_and_no_pictures_agree(device="cpu"):
 INTERPRETED = """
 from test_augment_kernels import *
 assert "triton" not in sys.modules, "who has no GPU need not wait for Triton"
-from equitools.augment import kernels
+from equitools.augment.engines import triton_kernels
 
-kernels.BLOCK = 64  # a picture of 11 × 8 pixels is more than one block
+triton_kernels.BLOCK = 64  # a picture of 11 × 8 pixels is more than one block
 each_operation_agrees()
 every_jitter_order_agrees()
 planes_and_thresholds_agree()
@@ -118,7 +125,7 @@ random_recipes_agree(range(3))
 random_recipes_agree([3], sides=(1, 1))
 whole_recipes_agree()
 nothing_and_no_pictures_agree()
-kernels.CHUNK = 2 * 3 * 11 * 8
+triton_kernels.CHUNK = 2 * 3 * 11 * 8
 agree(pictures(3), drawn(("flip", "jitter", "blur"), 3))
 """
 
@@ -127,12 +134,12 @@ COMPILED = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from equitools.augment import kernels
+from equitools.augment.engines import triton_kernels
 
 TYPES = {"jobs": "*i32", "table": "*i32", "images": "*u8"}
 FLOATS = dict.fromkeys(("reals", "work", "means", "out", "levels"), "*fp32")
 NUMBERS = dict.fromkeys(("batch", "channel", "row", "pixel", "tiles", "height", "width"), "i32")
-for kernel, _, options in kernels.PASSES.values():
+for kernel, _, options in triton_kernels.PASSES.values():
     options = options | {"BLOCK": 256}
     known = TYPES | FLOATS | NUMBERS | dict.fromkeys(options, "constexpr")
     signature = {name: known[name] for name in kernel.arg_names}
@@ -175,35 +182,40 @@ def test_kernels_give_what_torch_gives_on_a_gpu():
 def test_nothing_waits_for_the_gpu():
     crops, parameters = pictures(8, 32, 32).cuda(), drawn(NAMES, 8)
     by_kernels(crops, parameters)
-    modules = [getattr(augment, name) for name in parameters]
+    modules = [getattr(operations, name) for name in parameters]
     mode = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("error")
         chosen = dict(zip(parameters, modules, strict=True))
-        pipeline.carry_out(crops, parameters, chosen, *LEVELS)
+        engines.carry_out(crops, parameters, chosen, *LEVELS)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
 
 def test_what_the_kernels_do_not_know_goes_to_torch(monkeypatch):
-    monkeypatch.setattr(programs, "available", lambda: True)
+    monkeypatch.setattr(triton_program, "available", lambda: True)
     there = {"dtype": torch.uint8, "device": torch.device("cuda"), "dim": lambda: 4}
     crops = SimpleNamespace(**there, shape=(2, 3, 8, 8))
-    assert programs.can(crops, [augment.jitter, augment.blur])
-    assert not programs.can(crops, [augment.jitter, augment.jitter])
-    assert not programs.can(crops, [augment.jitter, augment.crop])
-    assert not programs.can(SimpleNamespace(**there, shape=(2, 1, 8, 8)), [augment.jitter])
-    assert not programs.can(SimpleNamespace(**there, shape=(2, 3, 8, 1 << 14)), [augment.jitter])
-    assert not programs.can(pictures(2)[0], [augment.jitter])
-    monkeypatch.setattr(programs, "available", lambda: False)
-    assert not programs.can(crops, [augment.jitter])
+    assert triton_program.can(crops, [operations.jitter, operations.blur])
+    assert not triton_program.can(crops, [operations.jitter, operations.jitter])
+    assert not triton_program.can(crops, [operations.jitter, operations.crop])
+    assert not triton_program.can(SimpleNamespace(**there, shape=(2, 1, 8, 8)), [operations.jitter])
+    assert not triton_program.can(
+        SimpleNamespace(**there, shape=(2, 3, 8, 1 << 14)), [operations.jitter]
+    )
+    assert not triton_program.can(pictures(2)[0], [operations.jitter])
+    monkeypatch.setattr(triton_program, "available", lambda: False)
+    assert not triton_program.can(crops, [operations.jitter])
 
 
 def test_a_picture_waits_for_nothing_that_it_does_not_need():
     """Without blur or contrast, bytes become the output in one pass."""
     p = {"flip": torch.ones(3, 1), "blur": torch.tensor([[0.0], [0.2], [1.0]])}
-    made = programs.plan(
-        [one.double() for one in p.values()], [augment.flip, augment.blur], 3, (8, 8)
+    made = triton_program.plan(
+        [one.double() for one in p.values()],
+        [operations.flip, operations.blur],
+        3,
+        (8, 8),
     )
     assert [(name, jobs[:, 0].tolist()) for name, jobs in made.passes] == [
         ("paint", [2]), ("blur across", [2]), ("blur down", [2]), ("finish", [0, 1, 2]),
@@ -214,9 +226,9 @@ def test_a_picture_waits_for_nothing_that_it_does_not_need():
 
 def test_the_mean_is_of_what_the_operations_before_contrast_have_made():
     (jitter,) = drawn(("jitter",), 40).values()
-    made = programs.plan([jitter], [augment.jitter], 40, (8, 8))
+    made = triton_program.plan([jitter], [operations.jitter], 40, (8, 8))
     (name, jobs), _ = made.passes
     assert name == "mean"
     assert jobs[:, 0].tolist() == (jitter[:, 1] != 1).nonzero()[:, 0].tolist()
-    kinds = made.table[jobs[:, 0], programs.KINDS]
-    assert (kinds[np.arange(len(jobs)), jobs[:, 3]] == programs.CONTRAST).all()
+    kinds = made.table[jobs[:, 0], triton_program.KINDS]
+    assert (kinds[np.arange(len(jobs)), jobs[:, 3]] == triton_program.CONTRAST).all()

@@ -11,7 +11,8 @@ from torchvision.transforms import ElasticTransform, InterpolationMode
 from torchvision.transforms import functional as tv
 
 from equitools import augment
-from equitools.augment import blur, crop, elastic, flip, geometry, gray, jitter, rotation, solarize
+from equitools.augment import engines, geometry, operations, rng
+from equitools.augment.operations import blur, crop, elastic, flip, gray, jitter, rotation, solarize
 
 
 def photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -35,7 +36,7 @@ def column(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
-OPERATIONS = augment.operations()
+OPERATIONS = operations.menu()
 
 
 def test_the_menu_is_the_package_namespace():
@@ -47,7 +48,7 @@ def test_the_menu_is_the_package_namespace():
 def test_operations_read_columns_of_their_own():
     taken = [i for op in OPERATIONS.values() for i in range(op.COLUMNS.start, op.COLUMNS.stop)]
     assert len(set(taken)) == len(taken)
-    assert max(taken) < augment.perturbation.keys.WIDTH
+    assert max(taken) < rng.WIDTH
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"crop"}))
@@ -59,7 +60,7 @@ def test_identity_parameters_do_nothing(name):
     if name == "elastic":
         p = torch.cat((p, torch.tensor([[5.0, 17.0]]).expand(3, 2).double()), 1)
     assert torch.allclose(op.apply(images, p).float(), images.float(), atol=1e-5)
-    assert augment.pipeline.act(op, images, p) is images
+    assert engines.act(op, images, p) is images
     if hasattr(op, "matrix"):
         assert torch.equal(op.matrix(p), geometry.identity(3))
     if hasattr(op, "delta"):

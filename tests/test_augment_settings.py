@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from equitools import augment
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
 
 VIEWS = Path(__file__).parent.parent / "manifests" / "views"
 

@@ -9,16 +9,17 @@ import torch
 from torch.nn import functional as F
 
 from equitools import augment
-from equitools.augment import compiled, crop, flip, geometry, jitter, keys, rotation
-from equitools.errors import UsageError
+from equitools.augment import engines, geometry, native, operations, rng
+from equitools.augment.operations import crop, flip, jitter, rotation
+from equitools.core.errors import UsageError
 
 
 @pytest.fixture(autouse=True, params=["C", "torch"])
 def engine(request, monkeypatch):
     """Every claim holds on both paths."""
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "library", lambda: None)
-    elif compiled.library() is None:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
         pytest.skip("the extension _native was not built (no C compiler?)")
 
 
@@ -48,7 +49,7 @@ def test_views_have_the_sizes_groups_and_ranges_of_the_recipe():
         assert view.image.shape == (3, 3, planned.size, planned.size)
         assert view.matrix.shape == (3, 3, 3)
         assert view.group == planned.group
-        assert set(view.action) == set(augment.operations())
+        assert set(view.action) == set(operations.menu())
         shown = augment.unnormalize(view.image)
         assert torch.allclose(augment.normalize(shown), view.image, atol=1e-4)
 
@@ -76,13 +77,13 @@ def test_samples_and_views_differ_from_one_another():
 
 
 def test_more_views_leave_the_first_ones_alone():
-    few = keys.uniforms(0, 0, "a", rows=2)
-    many = keys.uniforms(0, 0, "a", rows=6)
+    few = rng.uniforms(0, 0, "a", rows=2)
+    many = rng.uniforms(0, 0, "a", rows=6)
     assert np.array_equal(few, many[:2])
 
 
 def test_draws_are_pinned_across_versions():
-    row = keys.uniforms(0, 1, "sample", rows=1)[0, :3]
+    row = rng.uniforms(0, 1, "sample", rows=1)[0, :3]
     digest = hashlib.blake2b(b"0\x001\x00sample", digest_size=16).digest()
     stream = np.random.Philox(key=int.from_bytes(digest, "little"))
     again = np.random.Generator(stream).random(3)
@@ -109,7 +110,7 @@ def test_worker_and_device_give_the_same_views():
 
 def test_chunks_do_not_show(monkeypatch):
     whole = views(FULL, ["1", "2", "3"])
-    monkeypatch.setattr(augment.pipeline, "CHUNK", {"cpu": 1})
+    monkeypatch.setattr(engines, "CHUNK", {"cpu": 1})
     pieces = views(FULL, ["1", "2", "3"])
     for a, b in zip(whole, pieces, strict=True):
         assert torch.allclose(a.image, b.image, atol=1e-6)
@@ -131,7 +132,7 @@ def test_finishing_twice_gives_the_same():
 def test_actions_are_the_identity_where_nothing_is_done():
     off = {"flip": 0, "gray": 0, "blur": 0, "solarize": 0, "jitter": {"p": 0}}
     for view in views({"global": {"size": 16, **off}}, ["1", "2"]):
-        for name, op in augment.operations().items():
+        for name, op in operations.menu().items():
             if name != "crop":
                 assert torch.equal(view.action[name], torch.tensor(op.IDENTITY).expand(2, -1))
 
@@ -199,7 +200,7 @@ def test_jitter_orders_are_uniform_and_strengths_in_range():
 def test_probabilities_hold():
     u = np.random.default_rng(0).random((10_000, 64))
     for name, share in (("flip", 0.5), ("jitter", 0.8), ("gray", 0.2), ("blur", 0.5)):
-        op = augment.operations()[name]
+        op = operations.menu()[name]
         done = (op.draw(u[:, op.COLUMNS]) != np.array(op.IDENTITY)).any(1).mean()
         assert done == pytest.approx(share, abs=0.02)
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from equitools import backbones
-from equitools.backbones import narrow
-from equitools.errors import DataError, UsageError
+from equitools.backbones import narrow_conv
+from equitools.core.errors import DataError, UsageError
 
 MINIS = sorted(backbones.menu())
 
@@ -66,7 +66,7 @@ def test_a_strided_convolution_of_a_one_pixel_map_has_its_own_gradient_in_bf16(h
     """Only the middle column of taps meets the pixel; torch leaves the others' gradient unset."""
     layer = torch.nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False)
     plain, x = copy.deepcopy(layer).double(), torch.randn(64, 32, height, 1)
-    narrow.mend(torch.nn.Sequential(layer))
+    narrow_conv.mend(torch.nn.Sequential(layer))
     assert torch.allclose(layer(x), plain(x.double()).float(), atol=1e-5)
     for _ in range(20):
         [torch.full((32 * 64 * 9,), torch.nan) for _ in range(4)]  # what freed memory may hold

@@ -6,7 +6,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from equitools import batchnorm, parallel
+from equitools.core import distributed
+from equitools.nn import sync_batchnorm
 
 SHAPES = {"rows": (7, 5), "maps": (7, 5, 3, 2)}
 SHARES = {"even as can be": (3, 4), "all in one": (0, 7), "one row": (1, 6)}
@@ -34,16 +35,16 @@ def through(layer, x, slope):
 
 
 def work(rank, folder):
-    parallel.start("cpu")
+    distributed.start("cpu")
     found = {}
     for kind, shape in SHAPES.items():
         for share, lengths in SHARES.items():
             x, slope = data(shape)
             for number, layer in enumerate(layers(shape)):
-                batchnorm.synchronize(layer)
+                sync_batchnorm.synchronize(layer)
                 mine = x.split(lengths)[rank], slope.split(lengths)[rank]
                 found[kind, share, number] = through(layer, *mine)
-    parallel.stop()
+    distributed.stop()
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -80,8 +81,8 @@ def test_one_process_has_the_norm_it_had_to_the_bit():
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Flatten(), nn.BatchNorm1d(20))
     x = torch.randn(6, 3, 2, 2)
     names, plain = list(model.state_dict()), model(x)
-    batchnorm.synchronize(model)
-    assert isinstance(model[1], batchnorm.SyncBatchNorm)
+    sync_batchnorm.synchronize(model)
+    assert isinstance(model[1], sync_batchnorm.SyncBatchNorm)
     assert list(model.state_dict()) == names
     assert torch.equal(model(x), plain)
     model.eval()
@@ -92,7 +93,7 @@ def test_timms_norm_keeps_its_activation():
     layer = BatchNormAct2d(4)
     x = torch.randn(6, 4, 2, 2)
     plain = layer(x)
-    batchnorm.synchronize(layer)
-    assert isinstance(layer, batchnorm.SyncBatchNorm)
+    sync_batchnorm.synchronize(layer)
+    assert isinstance(layer, sync_batchnorm.SyncBatchNorm)
     torch.testing.assert_close(layer(x), plain)
     assert (layer(x) >= 0).all()

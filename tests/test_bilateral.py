@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from equitools import bilateral
+from equitools.evals.segmentation.bilateral_solver import bistochastic, coordinates, grid, solve
 
 SIDES = {"spatial": 4, "luma": 32, "chroma": 32}
 
@@ -16,8 +16,8 @@ def image(height=12, width=14):
 
 
 def test_the_blur_joins_cells_that_differ_by_one_in_one_dimension():
-    cells = bilateral.coordinates(image(), *SIDES.values())
-    splat, blur = bilateral.grid(image(), **SIDES)
+    cells = coordinates(image(), *SIDES.values())
+    splat, blur = grid(image(), **SIDES)
     occupied = [splat[[i]].indices for i in range(splat.shape[0])]
     place = np.array([cells[pixels[0]] for pixels in occupied])
     for pixels, cell in zip(occupied, place, strict=True):
@@ -29,26 +29,26 @@ def test_the_blur_joins_cells_that_differ_by_one_in_one_dimension():
 
 def test_the_solution_is_that_of_the_dense_equations():
     picture, target = image(), np.random.default_rng(1).random((12, 14))
-    splat, blur = (m.toarray() for m in bilateral.grid(picture, **SIDES))
+    splat, blur = (m.toarray() for m in grid(picture, **SIDES))
     count = splat.sum(1)
-    n = bilateral.bistochastic(blur, count)
+    n = bistochastic(blur, count)
     filtered = np.diag(n) @ blur @ np.diag(n)
     matrix = 256 * (np.diag(filtered.sum(1)) - filtered) + 0.999 * np.diag(count)
     y = np.linalg.solve(matrix, 0.999 * splat @ target.ravel())
-    found = bilateral.solve(picture, target, **SIDES, steps=500)
+    found = solve(picture, target, **SIDES, steps=500)
     assert found == pytest.approx((splat.T @ y).reshape(12, 14), abs=1e-4)
 
 
 def test_the_blur_is_bistochastic_where_it_has_been_made_so():
-    splat, blur = bilateral.grid(image(), **SIDES)
+    splat, blur = grid(image(), **SIDES)
     count = splat @ np.ones(12 * 14)
-    n = bilateral.bistochastic(blur, count)
+    n = bistochastic(blur, count)
     assert n * (blur @ n) == pytest.approx(count, rel=0.02)
 
 
 def test_a_constant_mask_stays_as_it_is():
     for value in (0.0, 1.0):
-        found = bilateral.solve(image(), np.full((12, 14), value))
+        found = solve(image(), np.full((12, 14), value))
         assert found == pytest.approx(np.full((12, 14), value), abs=1e-3)
 
 
@@ -57,7 +57,7 @@ def test_a_ragged_mask_is_drawn_to_the_edge_of_the_surface():
     picture[16:48, 16:48] = (200, 60, 60)
     truth = picture.any(2)
     ragged = np.roll(truth, 5, axis=1)
-    found = bilateral.solve(picture, ragged.astype(float)) > 0.5
+    found = solve(picture, ragged.astype(float)) > 0.5
     before, after = ((m & truth).sum() / (m | truth).sum() for m in (ragged, found))
     assert before < 0.75
     assert after > 0.99

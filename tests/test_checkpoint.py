@@ -9,8 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from equitools import backbones, checkpoint, state
-from equitools.errors import DataError
+from equitools import backbones
+from equitools.backbones import checkpoint
+from equitools.core.errors import DataError
+from equitools.nn import serialization
+from equitools.training.checkpoint import seed_step
 
 
 @pytest.fixture
@@ -55,9 +58,9 @@ def test_the_same_weights_are_the_same_bytes(tmp_path, encoder):
 
 def test_a_missing_tensor_is_named(tmp_path, encoder):
     checkpoint.save_encoder(tmp_path, encoder)
-    tensors = checkpoint.load_tensors(tmp_path / "model.safetensors")
+    tensors = serialization.load_tensors(tmp_path / "model.safetensors")
     del tensors["blocks.0.attn.qkv.weight"]
-    checkpoint.save_tensors(tmp_path / "model.safetensors", tensors)
+    serialization.save_tensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(DataError, match=r"blocks\.0\.attn\.qkv\.weight"):
         checkpoint.load_encoder(tmp_path)
 
@@ -81,11 +84,11 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, encoder, keep):
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "x.safetensors"
-    checkpoint.save_tensors(path, {"a": torch.ones(2)})
+    serialization.save_tensors(path, {"a": torch.ones(2)})
     before = path.read_bytes()
     (tmp_path / "gone").mkdir()
     with pytest.raises(OSError, match="gone"):
-        checkpoint.save_tensors(tmp_path / "gone" / "no" / "x.safetensors", {"a": torch.ones(2)})
+        serialization.save_tensors(tmp_path / "gone" / "no" / "x.safetensors", {"a": torch.ones(2)})
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gone", "x.safetensors"]
 
@@ -107,16 +110,16 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(kind):
     model, optimizer = fresh()
     for seed in range(3):
         step(model, optimizer, seed)
-    cursor, states = checkpoint.unpack(
-        checkpoint.pack(
+    cursor, states = serialization.unpack(
+        serialization.pack(
             {"step": 3},
             learner=model.state_dict(),
-            optimizer=checkpoint.optimizer_tensors(optimizer),
+            optimizer=serialization.optimizer_tensors(optimizer),
         )
     )
     again, restored = fresh()
     again.load_state_dict(states["learner"])
-    checkpoint.load_optimizer(restored, states["optimizer"])
+    serialization.load_optimizer(restored, states["optimizer"])
     step(model, optimizer, 9)
     step(again, restored, 9)
     assert cursor == {"step": 3}
@@ -128,8 +131,8 @@ def test_moments_come_back_in_the_layout_of_their_parameter():
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.randn(1, 3, 8, 8)).sum().backward()
     optimizer.step()
-    saved = {k: v.contiguous() for k, v in checkpoint.optimizer_tensors(optimizer).items()}
-    checkpoint.load_optimizer(optimizer, saved)
+    saved = {k: v.contiguous() for k, v in serialization.optimizer_tensors(optimizer).items()}
+    serialization.load_optimizer(optimizer, saved)
     moment = optimizer.state[layer.weight]["exp_avg"]
     assert moment.stride() == layer.weight.stride()
     assert torch.equal(moment, saved["0.exp_avg"])
@@ -137,4 +140,4 @@ def test_moments_come_back_in_the_layout_of_their_parameter():
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**63])
 def test_every_seed_can_seed_a_step(seed):
-    state.seed_step(seed, 10**7, 7)
+    seed_step(seed, 10**7, 7)

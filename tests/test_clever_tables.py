@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from equitools import comparison, learner, manifest, tables
-from equitools.cells import document_of, knobs_of
+from equitools import manifest
+from equitools.manifest.cells import document_of, knobs_of
+from equitools.report import paper
+from equitools.report.scores import Value
+from equitools.training import learner, recipe
 
 NUMBERS = {"table": (3, 4, 5, 6, 7, 8, 9, 10), "figure": (1, 3, 4, 5, 6, 7, 8)}
 NAMES = [f"clever-{kind}{n}" for kind, numbers in NUMBERS.items() for n in numbers]
@@ -30,7 +33,7 @@ def result(cell: str, scores: dict[str, float], **more: Any) -> dict[str, Any]:
     stated = document_of(cell)
     document = {"kind": "scores", **stated, "scores": scores} | more
     if "objective" in stated["recipe"]:
-        document["recipe"] = learner.resolve(manifest.fold(stated["recipe"], {"epochs": 8}))
+        document["recipe"] = recipe.resolve(manifest.fold(stated["recipe"], {"epochs": 8}))
     return document
 
 
@@ -59,8 +62,8 @@ def test_every_cell_is_a_recipe_whose_knobs_do_something(cell: str) -> None:
     if cell.startswith("random"):
         assert stated["probe"] == {"encoder": "random"}
         return
-    whole = learner.resolve(stated["recipe"])
-    plain = learner.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"]) \
+    whole = recipe.resolve(stated["recipe"])
+    plain = recipe.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"]) \
         if "@" in cell else {}  # fmt: skip
     assert ("clever" in whole["equivariance"]) == ("clever" in cell)
     assert bool(whole["views"].get("rotation")) == ("caug" in cell)
@@ -73,20 +76,20 @@ def test_every_cell_is_a_recipe_whose_knobs_do_something(cell: str) -> None:
 def test_a_cell_with_other_prototypes_builds() -> None:
     with torch.device("meta"):
         for cell in cells("clever-figure5", "mini"):
-            learner.build(learner.resolve(document_of(cell)["recipe"]))
+            learner.build(recipe.resolve(document_of(cell)["recipe"]))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "columns" in TABLES[n]])
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_cell_finds_its_rows_and_no_other(name: str, scale: str) -> None:
     table = TABLES[name]
-    asked = {comparison.score(c, row, scale) for c in table["columns"] for row in table["rows"]}
+    asked = {paper.score(c, row, scale) for c in table["columns"] for row in table["rows"]}
     documents = []
     for i, cell in enumerate(cells(name, scale)):
         known = dict.fromkeys((one for one in asked if one), float(i + 1))
         more = {"shard": {"source": "torchvision:OxfordIIITPet"}, "probe": {"split": "official"}}
         documents.append(result(cell, known, **more | document_of(cell)))
-    rows = comparison.compare(table, documents, scale)
+    rows = paper.compare(table, documents, scale)
     assert len(rows) == len(table["rows"]), "nothing is left over"
     for row, line in zip(table["rows"], rows, strict=True):
         means = {value.mean for value in line["ours"] if value is not None}
@@ -111,14 +114,14 @@ def test_a_column_reads_the_documents_that_it_is_about() -> None:
             transfer={"data": "/shards/pets/birds", "label": "CUB"},
         ),
     ]
-    line = comparison.compare(table, documents, "mini")[2]
+    line = paper.compare(table, documents, "mini")[2]
     shown = [None if value is None else value.mean for value in line["ours"]]
     assert shown == [40.0, 60.0, 70.0, None, None, 80.0, None], "a label counts, not the path"
     assert line["status"].startswith("in part; needs FLOWERS=")
     assert "OxfordIIITPet" not in line["status"]
-    empty = comparison.compare(table, [], "paper")[0]
+    empty = paper.compare(table, [], "paper")[0]
     assert "FLOWERS=" in empty["status"]
-    assert "FLOWERS=" in comparison.notes(table, "paper")
+    assert "FLOWERS=" in paper.notes(table, "paper")
 
 
 def test_parts_of_a_representation_have_rows_of_their_own_with_the_dead_part_s_control() -> None:
@@ -132,10 +135,10 @@ def test_parts_of_a_representation_have_rows_of_their_own_with_the_dead_part_s_c
         result(cell, grid, probe={"split": "official"}), result(cell, dead, **told),
         result(cell, blocks, probe={"split": "per_block"}),
     ]  # fmt: skip
-    rows = comparison.compare(table, documents, "mini")
+    rows = paper.compare(table, documents, "mini")
     ours = {tuple(row["labels"]): row["ours"] for row in rows}
-    assert ours["CLeVER", "Total"][0] == tables.Value(70.0, None, 1)
+    assert ours["CLeVER", "Total"][0] == Value(70.0, None, 1)
     ef = ours["CLeVER", "EF"]
     assert (str(ef[0]), str(ef[4]), str(ef[5])) == ("5.00", "25.0", "0.000")
-    assert ours["CLeVER", "EF of four blocks"][0] == tables.Value(30.0, None, 1)
+    assert ours["CLeVER", "EF of four blocks"][0] == Value(30.0, None, 1)
     assert not any(ours["DINO", "Total"])

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 from toys import small, toy_step
 
-from equitools import collapse, loop, optim, parts
 from equitools.equivariance import clever, ddcl
-from equitools.heads import simsiam_predictor, simsiam_projector
-from equitools.learner import Learner
+from equitools.nn import collapse, optim, schedules
+from equitools.nn.heads import simsiam_predictor, simsiam_projector
+from equitools.nn.losses.parameter_balance import balance
 from equitools.objectives import simsiam
-from equitools.recipe import Length
+from equitools.training import optimization
+from equitools.training import watch as training_watch
+from equitools.training.learner import Learner
+from equitools.training.length import Length
 
 
 def decay_law(rates, *, weight_decay=1e-4, momentum=0.9, start=1.0):
@@ -32,7 +35,7 @@ def test_the_papers_table_1_is_the_law_of_decay():
     """
     steps = 1_281_167 // 256
     prelude = [1e-9 + 0.05 * epoch / 30 for epoch in range(30) for _ in range(steps)]
-    cosine = [optim.cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)]
+    cosine = [schedules.cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)]
     start = decay_law(prelude)[-1]
     projector = decay_law(cosine, start=start)
     predictor = decay_law([0.05] * len(cosine), start=start)
@@ -46,9 +49,9 @@ def train(terms, steps, rate, decay, lever=None):
     """SGD as DDCL uses it on heads whose only gradient is L_PReg; returns log10 Σp² over time."""
     heads = [p for head in terms for p in head.parameters()]
     optimizer = torch.optim.SGD(heads, lr=rate, momentum=0.9, weight_decay=decay)
-    found, rates = [parts.log_power(terms)], []
+    found, rates = [collapse.log_power(terms)], []
     for step in range(steps):
-        rates.append(optim.cosine(rate, 0, step / steps))
+        rates.append(schedules.cosine(rate, 0, step / steps))
         optimizer.param_groups[0]["lr"] = rates[-1]
         optimizer.zero_grad()
         loss = 0 * sum(p.sum() for p in heads)
@@ -56,7 +59,7 @@ def train(terms, steps, rate, decay, lever=None):
             loss = loss + lever()
         loss.backward()
         optimizer.step()
-        found.append(parts.log_power(terms))
+        found.append(collapse.log_power(terms))
     return found, rates
 
 
@@ -84,8 +87,8 @@ def test_heads_of_a_learner_decay_by_the_law_through_prelude_and_schedule():
     rates: list[list[float]] = [[], []]  # of the projector, of the predictor
     for step in range(length.steps):
         if step in (0, length.prelude):
-            optimizer = loop.make_optimizer(settings, model)
-        loop.set_rates(optimizer, settings, length, 0.0, step)
+            optimizer = optimization.make_optimizer(settings, model)
+        optimization.set_rates(optimizer, settings, length, 0.0, step)
         for found, constant in zip(rates, (False, True), strict=True):
             found += [g["lr"] for g in optimizer.param_groups if g["constant"] == constant][:1]
         optimizer.zero_grad()
@@ -112,12 +115,12 @@ def test_l_preg_prevents_the_decay():
     term = ddcl(4, objective, regularization=0.02)
 
     def lever():
-        return parts.balance(objective.heads(), term.heads()) * term.regularization
+        return balance(objective.heads(), term.heads()) * term.regularization
 
     held, _ = train(term.heads(), steps=600, rate=0.5, decay=5e-3, lever=lever)
     free, _ = train(ddcl(4, objective).heads(), steps=600, rate=0.5, decay=5e-3)
     assert free[-1] < -4
-    assert held[-1] == pytest.approx(parts.log_power(objective.heads()), abs=0.2)
+    assert held[-1] == pytest.approx(collapse.log_power(objective.heads()), abs=0.2)
 
 
 def test_effective_rank_counts_equal_directions():
@@ -154,23 +157,23 @@ def test_a_uniform_collapse_is_told_in_words():
         "dino/teacher_entropy": math.log(65536) - 1e-6,
         "dino/mean_entropy": math.log(65536),
     }
-    assert collapse.describe(readings, {"dino": 11.09035}) == [
+    assert training_watch.describe(readings, {"dino": 11.09035}) == [
         "uniform collapse: loss 11.0904 = ln 65536"
     ]
-    assert collapse.describe(readings, {"dino": 7.6873}) == [
+    assert training_watch.describe(readings, {"dino": 7.6873}) == [
         "uniform collapse: teacher entropy 11.0904, ln 65536 = 11.0904"
     ]
 
 
 def test_a_collapse_onto_one_prototype_is_told_in_words():
     readings = {"uniform_entropy": math.log(48), "teacher_entropy": 1e-5, "mean_entropy": 1e-5}
-    (words,) = collapse.describe(readings, {})
+    (words,) = training_watch.describe(readings, {})
     assert "one of 48 prototypes" in words
 
 
 def test_decayed_heads_and_dead_parts_are_told_in_words():
     readings = {"ddcl/h_V": -9.0, "ddcl/z_V": 1e-12, "simsiam/h_I": 2.0, "spread_I": 1e-5}
-    words = collapse.describe(readings, {})
+    words = training_watch.describe(readings, {})
     assert words == [
         "the EF head has decayed: Σp² = 1e-9.0",
         "the equivariant part has vanished: mean |z| = 1e-12",
@@ -190,7 +193,7 @@ def test_a_fresh_run_raises_no_alarm(name):
         found = member.diagnostics(step)
         assert all(math.isfinite(value) for value in found.values())
         readings |= {f"{owner}/{key}": value for key, value in found.items()}
-    assert collapse.describe(readings, losses) == []
+    assert training_watch.describe(readings, losses) == []
 
 
 def test_log_power_is_the_sum_of_squares_over_all_heads():
@@ -198,4 +201,4 @@ def test_log_power_is_the_sum_of_squares_over_all_heads():
     with torch.no_grad():
         for parameter in [p for head in heads for p in head.parameters()]:
             parameter.fill_(2.0)
-    assert parts.log_power(heads) == pytest.approx(math.log10(12 * 4))
+    assert collapse.log_power(heads) == pytest.approx(math.log10(12 * 4))

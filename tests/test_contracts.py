@@ -11,15 +11,19 @@ import pytest
 import torch
 from toys import BATCH, DIM, SPLIT, reorder, small, small_term, toy_step
 
-from equitools import batchnorm, equivariance, names, objectives, parallel, parts
-from equitools.errors import UsageError
+from equitools import equivariance, objectives
+from equitools.core import distributed
+from equitools.core.errors import UsageError
+from equitools.manifest import schema
+from equitools.nn import sync_batchnorm
+from equitools.nn.term import goes_with
 
-OBJECTIVES = [name for name, _ in names.menu(objectives)]
-TERMS = [name for name, _ in names.menu(equivariance)]
+OBJECTIVES = [name for name, _ in schema.menu(objectives)]
+TERMS = [name for name, _ in schema.menu(equivariance)]
 PAIRS = [
     (term, objective)
     for term, objective in itertools.product(TERMS, OBJECTIVES)
-    if parts.goes_with(getattr(equivariance, term), getattr(objectives, objective))
+    if goes_with(getattr(equivariance, term), getattr(objectives, objective))
 ]
 REFUSED = [pair for pair in itertools.product(TERMS, OBJECTIVES) if pair not in PAIRS]
 
@@ -61,10 +65,10 @@ def test_terms_say_what_they_need(name):
 
 @pytest.mark.parametrize("package", [objectives, equivariance])
 def test_every_name_comes_with_a_line_and_knobs_with_defaults(package):
-    for name, line in names.menu(package):
+    for name, line in schema.menu(package):
         assert line.endswith(".")
-        filled = names.knobs(getattr(package, name), {}, name)
-        assert names.knobs(getattr(package, name), filled, name) == filled
+        filled = schema.knobs(getattr(package, name), {}, name)
+        assert schema.knobs(getattr(package, name), filled, name) == filled
 
 
 def test_every_term_goes_with_some_objective():
@@ -179,24 +183,24 @@ def buffers(modules):
 
 
 def work(rank, folder):
-    parallel.start("cpu")
+    distributed.start("cpu")
     found = {}
     for term, objective in EVERY:
         torch.manual_seed(0)
         modules, step = assembled(term, objective)
         for module in modules:
-            batchnorm.synchronize(module)
+            sync_batchnorm.synchronize(module)
         half = of_rank(step, rank, 2)
         loss = total(modules, half)
         loss.backward()
         for module in modules:
             getattr(module, "after", lambda step: None)(half)
         found[term, objective] = (
-            parallel.mean_across(loss.detach()),
-            parallel.mean_across(gradients(modules)),
+            distributed.mean_across(loss.detach()),
+            distributed.mean_across(gradients(modules)),
             buffers(modules).detach(),
         )
-    parallel.stop()
+    distributed.stop()
     torch.save(found, folder / f"{rank}.pt")
 
 

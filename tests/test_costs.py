@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from equitools import backbones, costs
+from equitools import backbones
+from equitools.report import costs
 
 PAPER = {
     "vit_tiny_patch16_224": "5.5M/1.26G",

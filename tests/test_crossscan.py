@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equitools import crossscan, crossscan_sweep
+from equitools.backbones import selective_scan
+from equitools.backbones.selective_scan import torch_sweep
 
 NAMES = ("x", "delta", "bias", "A", "B", "C", "D")
 # Sides and channels of the stages of VMamba-T at 224, 96 and 32 px.
@@ -48,8 +49,8 @@ def check_near(ours, theirs, share=1e-5):
 
 
 def check_against_loop(inputs, share=1e-5):
-    exact = outputs(crossscan.reference, [t.double() for t in inputs])
-    check_near(outputs(crossscan.cross_scan, inputs), exact, share)
+    exact = outputs(selective_scan.reference, [t.double() for t in inputs])
+    check_near(outputs(selective_scan.cross_scan, inputs), exact, share)
 
 
 @pytest.mark.parametrize("k", range(4))
@@ -65,7 +66,7 @@ def test_a_pulse_decays_along_its_path_and_is_unseen_before_it(k):
     expected = torch.zeros(h, w, dtype=torch.float64)
     for n, place in enumerate(path[path.index(at) :]):
         expected[place] = C[0, k, *place] * torch.exp(n * step * A[k, 0]) * step * B[0, k, *at] * 2
-    for scan in (crossscan.reference, crossscan.cross_scan):
+    for scan in (selective_scan.reference, selective_scan.cross_scan):
         torch.testing.assert_close(scan(x, delta, bias, A, B, C, D)[0, 0], expected)
 
 
@@ -83,7 +84,7 @@ def test_at_random_shapes_it_is_the_loop():
 
 @pytest.mark.parametrize("limit", [1, 40, 100_000])
 def test_how_it_is_cut_into_blocks_changes_nothing(limit, monkeypatch):
-    monkeypatch.setitem(crossscan_sweep.BLOCK, "cpu", limit)
+    monkeypatch.setitem(torch_sweep.BLOCK, "cpu", limit)
     check_against_loop(made(3, 37, 5, 6))
 
 
@@ -98,17 +99,17 @@ def test_steps_and_rates_of_any_size_leave_it_finite_and_right(shift, rate):
 
 def test_gradients_are_the_slopes_of_finite_differences():
     inputs = [t.requires_grad_() for t in made(2, 2, 3, 6, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(crossscan.cross_scan, inputs)
+    assert torch.autograd.gradcheck(selective_scan.cross_scan, inputs)
     tiny = [t.requires_grad_() for t in made(1, 1, 2, 3, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(crossscan.reference, tiny)
+    assert torch.autograd.gradcheck(selective_scan.reference, tiny)
 
 
 def test_bfloat16_is_rounded_where_it_enters_and_leaves_and_nowhere_between():
     low = [0, 1, 4, 5]  # x, delta, B and C
     inputs = [t.bfloat16() if i in low else t for i, t in enumerate(made(2, 9, 12, 11))]
     given = torch.randn(2, 9, 12, 11, generator=torch.Generator().manual_seed(1)).bfloat16()
-    ours = outputs(crossscan.cross_scan, inputs, given)
-    exact = outputs(crossscan.reference, [t.double() for t in inputs], given)
+    ours = outputs(selective_scan.cross_scan, inputs, given)
+    exact = outputs(selective_scan.reference, [t.double() for t in inputs], given)
     assert [g.dtype for g in ours] == [inputs[0].dtype, *(t.dtype for t in inputs)]
     for result, expected in zip(ours, exact, strict=True):
         share = 2**-8 if result.dtype == torch.bfloat16 else 1e-5
@@ -117,16 +118,16 @@ def test_bfloat16_is_rounded_where_it_enters_and_leaves_and_nowhere_between():
 
 def test_autocast_changes_nothing():
     inputs = made(2, 5, 6, 7)
-    plain = outputs(crossscan.cross_scan, inputs)
+    plain = outputs(selective_scan.cross_scan, inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = outputs(crossscan.cross_scan, inputs)
+        cast = outputs(selective_scan.cross_scan, inputs)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
 def test_channels_may_lie_last_in_memory_and_gradients_lie_as_their_inputs():
     inputs = made(2, 5, 6, 7)
     moved = [t.movedim(-3, -1).contiguous().movedim(-1, -3) if t.ndim > 2 else t for t in inputs]
-    plain, last = (outputs(crossscan.cross_scan, those) for those in (inputs, moved))
+    plain, last = (outputs(selective_scan.cross_scan, those) for those in (inputs, moved))
     check_near(last, plain, 0)
     assert last[0].stride() == last[1].stride() == moved[0].stride()
     assert last[2].stride() == moved[1].stride()
@@ -134,7 +135,7 @@ def test_channels_may_lie_last_in_memory_and_gradients_lie_as_their_inputs():
 
 def test_the_same_inputs_give_the_same_bits():
     inputs = made(2, 40, 20, 20)
-    first, second = (outputs(crossscan.cross_scan, inputs) for _ in range(2))
+    first, second = (outputs(selective_scan.cross_scan, inputs) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -149,7 +150,7 @@ def test_a_sweep_is_the_recurrence_at_every_length(backwards):
         for i, t in enumerate(order):
             state = a[:, t] * state + b[:, t] if i else state
             expected[:, t] = state
-        torch.testing.assert_close(crossscan_sweep.scan_(a, b, backwards=backwards), expected)
+        torch.testing.assert_close(torch_sweep.scan_(a, b, backwards=backwards), expected)
 
 
 def test_eight_times_the_positions_take_one_level_more_and_no_loop():
@@ -163,7 +164,7 @@ def test_eight_times_the_positions_take_one_level_more_and_no_loop():
     numbers = []
     for length in (64, 512, 4096, 32768):
         with Count() as count:
-            crossscan_sweep.scan_(*torch.rand(2, 1, length, 1))
+            torch_sweep.scan_(*torch.rand(2, 1, length, 1))
         numbers.append(count.number)
     levels = [b - a for a, b in itertools.pairwise(numbers)]
     assert len(set(levels)) == 1
@@ -174,7 +175,7 @@ def test_nothing_but_the_inputs_is_kept_for_backward():
     kept = []
     inputs = [t.requires_grad_() for t in made(2, 5, 6, 7)]
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        crossscan.cross_scan(*inputs)
+        selective_scan.cross_scan(*inputs)
     assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in inputs}
 
 
@@ -187,7 +188,7 @@ def test_its_operators_are_what_they_promise_to_a_compiler():
 
 def test_compiled_it_is_one_graph_with_the_same_numbers():
     def around(x, *others):
-        return crossscan.cross_scan(2 * x, *others).square()
+        return selective_scan.cross_scan(2 * x, *others).square()
 
     inputs = made(2, 3, 4, 5)
     compiled = torch.compile(around, fullgraph=True, backend="aot_eager")
@@ -198,17 +199,17 @@ def test_triton_is_for_gpus_that_can_and_the_log_says_once_why_not(monkeypatch, 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "triton")
     monkeypatch.setenv("CC", "cc")
-    crossscan._missing.cache_clear()
+    selective_scan._missing.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert crossscan.engine("cpu") == "torch"
-        assert crossscan.engine("cuda:0") == "Triton"
-        assert crossscan.engine("cuda:0", torch.float64) == "torch"
+        assert selective_scan.engine("cpu") == "torch"
+        assert selective_scan.engine("cuda:0") == "Triton"
+        assert selective_scan.engine("cuda:0", torch.float64) == "torch"
         assert not caplog.records
-        assert [crossscan.engine("cuda:0", torch.bfloat16) for _ in range(2)] == ["torch"] * 2
+        assert [selective_scan.engine("cuda:0", torch.bfloat16) for _ in range(2)] == ["torch"] * 2
     assert len(caplog.records) == 1
     assert "bfloat16 takes compute capability 8.0, this is 7.5" in caplog.text
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    crossscan._missing.cache_clear()
-    assert crossscan.engine("cuda:0") == "torch"
-    crossscan._missing.cache_clear()
+    selective_scan._missing.cache_clear()
+    assert selective_scan.engine("cuda:0") == "torch"
+    selective_scan._missing.cache_clear()
     assert "triton is not installed" in caplog.text

@@ -11,13 +11,13 @@ import pytest
 import torch
 from test_crossscan import MET
 
-from equitools import crossscan
+from equitools.backbones import selective_scan
 
 triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not built for this platform"
 )
 gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and crossscan.engine("cuda") == "Triton"),
+    not (torch.cuda.is_available() and selective_scan.engine("cuda") == "Triton"),
     reason="there is no GPU that runs it",
 )
 CLOSE = {torch.float32: 1e-5, torch.float16: 7e-4, torch.bfloat16: 5e-3}
@@ -65,10 +65,14 @@ def far(ours, theirs):
 
 def agrees(inputs, given):
     """Output and all gradients of the kernels are those of the loop in float64."""
-    from equitools import crossscan_kernels  # not above: its import decides about interpretation
+    from equitools.backbones.selective_scan import (
+        triton_kernels,  # not above: its import decides about interpretation
+    )
 
-    ours = with_gradients(crossscan_kernels.fused, inputs, given)
-    theirs = with_gradients(crossscan.reference, [one.double() for one in inputs], given.double())
+    ours = with_gradients(triton_kernels.fused, inputs, given)
+    theirs = with_gradients(
+        selective_scan.reference, [one.double() for one in inputs], given.double()
+    )
     for one, like in zip(ours, [inputs[0], *inputs], strict=True):
         assert one.shape == like.shape
         assert one.dtype == like.dtype
@@ -98,32 +102,32 @@ def very_small_and_very_large_steps_agree(device="cpu", shape=(1, 3, 2, 5)):
 
 
 def directions_in_turn_give_what_directions_apart_give(device="cpu", shape=(1, 3, 2, 3)):
-    from equitools import crossscan_kernels as kernels
+    from equitools.backbones.selective_scan import triton_kernels
 
     found, (inputs, given) = [], made(*shape, device=device)
     for programs, turns in ((1 << 20, 1), (2 * shape[0], 2), (1, 4)):
-        kernels.PROGRAMS = programs
-        assert kernels._turns(inputs[0]) == turns
+        triton_kernels.PROGRAMS = programs
+        assert triton_kernels._turns(inputs[0]) == turns
         agrees(inputs, given)
-        found.append(with_gradients(kernels.fused, inputs, given))
-    again = with_gradients(kernels.fused, inputs, given)
+        found.append(with_gradients(triton_kernels.fused, inputs, given))
+    again = with_gradients(triton_kernels.fused, inputs, given)
     assert all(torch.equal(one, other) for one, other in zip(found[-1], again, strict=True))
     for one, other in pairwise(found):
         assert far(one, [t.double() for t in other]) < 1e-6
 
 
 def nothing_and_what_needs_no_gradient_go_through(device="cpu"):
-    from equitools import crossscan_kernels as kernels
+    from equitools.backbones.selective_scan import triton_kernels
 
     inputs, given = made(1, 3, 2, 5, device=device)
-    trained = with_gradients(kernels.fused, inputs, given)[0]
-    still = kernels.fused(*inputs)
+    trained = with_gradients(triton_kernels.fused, inputs, given)[0]
+    still = triton_kernels.fused(*inputs)
     assert not still.requires_grad
     assert torch.equal(still, trained)
     inputs[2].requires_grad_()
-    kernels.fused(*inputs).backward(given)
+    triton_kernels.fused(*inputs).backward(given)
     assert inputs[2].grad.isfinite().all()
-    found = with_gradients(kernels.fused, *made(0, 3, 2, 5, device=device))
+    found = with_gradients(triton_kernels.fused, *made(0, 3, 2, 5, device=device))
     assert found[0].shape == (0, 3, 2, 5)
     assert not any(one.any() for one in found)
 
@@ -133,7 +137,7 @@ import numpy as np
 from test_crossscan_kernels import *
 from triton import next_power_of_2
 from triton.runtime import interpreter
-from equitools import crossscan_kernels as kernels
+from equitools.backbones.selective_scan import triton_kernels as kernels
 
 def doubling(self, given):
     # The interpreter's own scan takes minutes for a picture: it goes element by element.
@@ -167,7 +171,7 @@ COMPILED = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from equitools import crossscan_kernels as kernels
+from equitools.backbones.selective_scan import triton_kernels as kernels
 
 FLOATS = ("bias", "A", "D", "states", "dbias", "dA", "dD", "dB", "dC")
 OPTIONS = {"KEEP": True, "TURNS": 2, "CHUNK": kernels.CHUNK, "CHANNELS": kernels.CHANNELS}
@@ -218,18 +222,18 @@ def test_kernels_give_what_the_loop_gives_on_a_gpu():
 
 @gpu
 def test_autocast_leaves_the_types_alone():
-    from equitools import crossscan_kernels as kernels
+    from equitools.backbones.selective_scan import triton_kernels
 
     for dtype in (torch.float32, torch.bfloat16):
         inputs, given = made(2, 33, 5, 6, dtype, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
-            found = with_gradients(kernels.fused, inputs, given)
+            found = with_gradients(triton_kernels.fused, inputs, given)
         assert [one.dtype for one in found] == [dtype, *(one.dtype for one in inputs)]
 
 
 @gpu
 def test_directions_in_turn_give_what_directions_apart_give_on_a_gpu(monkeypatch):
-    from equitools import crossscan_kernels as kernels
+    from equitools.backbones.selective_scan import triton_kernels
 
-    monkeypatch.setattr(kernels, "PROGRAMS", kernels.PROGRAMS)
+    monkeypatch.setattr(triton_kernels, "PROGRAMS", triton_kernels.PROGRAMS)
     directions_in_turn_give_what_directions_apart_give("cuda", (8, 32, 14, 14))

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from equitools import crossview
-from equitools.heads import WeightNormLinear
+from equitools.nn.heads import WeightNormLinear
+from equitools.nn.losses import prototypes
 
 KINDS = ["cross-entropy", "cosine", "dot"]
 ONLINE, SLOW = 0.3, 0.2
@@ -34,8 +34,8 @@ def made(kind, *, views=4, samples=5, dim=6, width=11, dtype=torch.float32, free
     )
     center = 0.1 * torch.randn(width, dtype=dtype)
     partners = [(1,), (0,), *[(0, 1)] * (views - 2)]
-    pairs = crossview.Pairs(
-        kind, partners, ONLINE, crossview.Slow(seen, slow.requires_grad_(False), center, SLOW)
+    pairs = prototypes.Pairs(
+        kind, partners, ONLINE, prototypes.Slow(seen, slow.requires_grad_(False), center, SLOW)
     )
     return codes.requires_grad_(), layer, pairs
 
@@ -62,7 +62,7 @@ def near(ours, theirs, share=1e-6):
 
 
 def block_of(monkeypatch, samples, codes, layer):
-    monkeypatch.setitem(crossview.BLOCK, "cpu", samples * len(codes) * len(layer.weight_g))
+    monkeypatch.setitem(prototypes.BLOCK, "cpu", samples * len(codes) * len(layer.weight_g))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +72,7 @@ def test_blocks_of_any_size_give_the_value_and_gradients_of_the_pair_loop(
 ):
     codes, layer, pairs = made(kind, dtype=torch.float64)
     block_of(monkeypatch, samples, codes, layer)
-    ours, theirs = crossview.mean(codes, layer, pairs), naive(codes, layer, pairs)
+    ours, theirs = prototypes.mean(codes, layer, pairs), naive(codes, layer, pairs)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     assert near(gradients(ours, codes, layer), gradients(theirs, codes, layer), 1e-12)
 
@@ -80,7 +80,7 @@ def test_blocks_of_any_size_give_the_value_and_gradients_of_the_pair_loop(
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float32_the_difference_to_the_pair_loop_is_rounding(kind):
     codes, layer, pairs = made(kind, views=10, samples=16, dim=32, width=2048, freeze_gain=True)
-    ours, theirs = crossview.mean(codes, layer, pairs), naive(codes, layer, pairs)
+    ours, theirs = prototypes.mean(codes, layer, pairs), naive(codes, layer, pairs)
     assert float(abs(ours - theirs).detach()) <= 1e-6 * float(theirs.detach())
     assert near(gradients(ours, codes, layer), gradients(theirs, codes, layer))
 
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch, kind):
     block_of(monkeypatch, 2, codes, layer)
 
     def value(codes, directions, gains):
-        return crossview.mean(codes, SimpleNamespace(weight_v=directions, weight_g=gains), pairs)
+        return prototypes.mean(codes, SimpleNamespace(weight_v=directions, weight_g=gains), pairs)
 
     assert torch.autograd.gradcheck(value, (codes, layer.weight_v, layer.weight_g))
 
@@ -116,7 +116,7 @@ def test_no_more_than_one_block_of_outputs_is_ever_made(monkeypatch, kind):
     codes, layer, pairs = made(kind, views=10, samples=8, dim=4, width=64)
     block_of(monkeypatch, 2, codes, layer)
     with Largest() as seen:
-        crossview.mean(codes, layer, pairs).backward()
+        prototypes.mean(codes, layer, pairs).backward()
     assert seen.size == 2 * 10 * 64
 
 
@@ -124,7 +124,7 @@ def test_no_more_than_one_block_of_outputs_is_ever_made(monkeypatch, kind):
 def test_without_gradients_there_is_no_work_for_them(kind):
     codes, layer, pairs = made(kind)
     with Largest() as seen, torch.no_grad():
-        value = crossview.mean(codes, layer, pairs)
+        value = prototypes.mean(codes, layer, pairs)
     assert not value.requires_grad
     assert seen.names.isdisjoint({"zeros_like", "addmm_", "copy_", "sub"})
     torch.testing.assert_close(value, naive(codes, layer, pairs).detach())
@@ -133,19 +133,19 @@ def test_without_gradients_there_is_no_work_for_them(kind):
 def test_only_what_needs_a_gradient_gets_one():
     codes, layer, pairs = made("cosine")
     layer.requires_grad_(False)
-    crossview.mean(codes, layer, pairs).backward()
+    prototypes.mean(codes, layer, pairs).backward()
     assert codes.grad is not None
     assert layer.weight_v.grad is layer.weight_g.grad is None
     codes, layer, pairs = made("cosine", freeze_gain=True)
-    crossview.mean(codes.detach(), layer, pairs).backward()
+    prototypes.mean(codes.detach(), layer, pairs).backward()
     assert layer.weight_v.grad is not None
     assert layer.weight_g.grad is None
 
 
 def test_views_without_a_partner_take_no_part():
     codes, layer, pairs = made("cross-entropy", views=3)
-    alone = crossview.Pairs(pairs.kind, [(), (0, 1), (0,)], ONLINE, pairs.slow)
-    value = crossview.mean(codes, layer, alone)
+    alone = prototypes.Pairs(pairs.kind, [(), (0, 1), (0,)], ONLINE, pairs.slow)
+    value = prototypes.mean(codes, layer, alone)
     torch.testing.assert_close(value, naive(codes, layer, alone))
     value.backward()
     assert not codes.grad[0].any()
@@ -154,9 +154,9 @@ def test_views_without_a_partner_take_no_part():
 
 def test_backward_scales_adds_up_and_can_be_repeated_when_the_graph_is_kept():
     codes, layer, pairs = made("cross-entropy")
-    once = gradients(crossview.mean(codes, layer, pairs), codes, layer)[1]
-    (3 * crossview.mean(codes, layer, pairs)).backward()
-    value = crossview.mean(codes, layer, pairs)
+    once = gradients(prototypes.mean(codes, layer, pairs), codes, layer)[1]
+    (3 * prototypes.mean(codes, layer, pairs)).backward()
+    value = prototypes.mean(codes, layer, pairs)
     value.backward(retain_graph=True)
     value.backward()
     torch.testing.assert_close(layer.weight_v.grad, 5 * once)
@@ -167,9 +167,9 @@ def test_backward_scales_adds_up_and_can_be_repeated_when_the_graph_is_kept():
 @pytest.mark.parametrize("kind", KINDS)
 def test_under_autocast_products_are_low_and_the_rest_is_not(kind):
     codes, layer, pairs = made(kind, views=6, samples=8, dim=32, width=512)
-    exact = crossview.mean(codes, layer, pairs)
+    exact = prototypes.mean(codes, layer, pairs)
     with torch.autocast("cpu", torch.bfloat16):
-        value = crossview.mean(codes, layer, pairs)
+        value = prototypes.mean(codes, layer, pairs)
         mean = pairs.slow.mean_logits()
     assert value.dtype == mean.dtype == torch.float32
     assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=5e-3)
@@ -180,16 +180,16 @@ def test_under_autocast_products_are_low_and_the_rest_is_not(kind):
 
 def test_checkpointing_changes_nothing():
     codes, layer, pairs = made("cosine")
-    plain = gradients(crossview.mean(codes, layer, pairs), codes, layer)
-    again = checkpoint(crossview.mean, codes, layer, pairs, use_reentrant=False)
+    plain = gradients(prototypes.mean(codes, layer, pairs), codes, layer)
+    again = checkpoint(prototypes.mean, codes, layer, pairs, use_reentrant=False)
     for one, other in zip(gradients(again, codes, layer), plain, strict=True):
         assert torch.equal(one, other)
 
 
 def test_a_compiled_network_steps_around_it():
     codes, layer, pairs = made("dot")
-    plain = gradients(2 * crossview.mean(codes, layer, pairs), codes, layer)
-    compiled = torch.compile(lambda x: 2 * crossview.mean(x, layer, pairs), backend="eager")
+    plain = gradients(2 * prototypes.mean(codes, layer, pairs), codes, layer)
+    compiled = torch.compile(lambda x: 2 * prototypes.mean(x, layer, pairs), backend="eager")
     for one, other in zip(gradients(compiled(codes), codes, layer), plain, strict=True):
         assert torch.equal(one, other)
 
@@ -207,18 +207,18 @@ def test_assignments_are_centered_and_sharpened():
 
 KERNELS = """
 import torch
-from equitools import crossview, crossview_kernels as kernels, crossview_rows as rows
+from equitools.nn.losses import prototypes, prototypes_torch as rows, prototypes_triton as kernels
 from test_crossview import KINDS, gradients, made, near
 
 kernels.PIECE = 16  # the last piece is not full
 for kind in KINDS:
     found = []
     for module in (rows, kernels):
-        crossview._rows = lambda device: module
+        prototypes._rows = lambda device: module
         codes, layer, pairs = made(kind, views=3, samples=2, width=19)
-        value = crossview.mean(codes, layer, pairs)
+        value = prototypes.mean(codes, layer, pairs)
         with torch.no_grad():
-            still = crossview.mean(codes, layer, pairs)
+            still = prototypes.mean(codes, layer, pairs)
         assert torch.equal(still, value)
         found.append([value, *gradients(value, codes, layer)])
     assert near(*found)

@@ -3,9 +3,10 @@
 import pytest
 from pictures import encoded
 
-from equitools import selection, sharding, torchvision_sets
-from equitools.cub import cub200
-from equitools.errors import DataError, UsageError
+from equitools.core.errors import DataError, UsageError
+from equitools.data.shards.settings import settle
+from equitools.data.sources import subsets, torchvision_sets
+from equitools.data.sources.cub import cub200
 
 LISTS = {
     "classes.txt": "1 001.Albatross\n2 002.Finch\n",
@@ -42,8 +43,8 @@ def test_ids_count_from_one_and_the_official_split_decides(root):
         "val": [("001.Albatross/a.jpg", 0)],
     }
     assert listed(cub200(str(root / "CUB_200_2011"))) == listed(source)
-    settings = sharding.settle({"source": "cub200", "root": str(root), "fraction": 0.5})
-    assert len(selection.select(settings).splits["train"]) == 2, "one of a class at least"
+    settings = settle({"source": "cub200", "root": str(root), "fraction": 0.5})
+    assert len(subsets.select(settings).splits["train"]) == 2, "one of a class at least"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ import pytest
 import torch
 from asking import ask
 from equitools.stages import transfer
+from equitools.stages.cli.progress import progress
 from PIL import Image
 
-from equitools import backbones, davis, frame, palettes
-from equitools.errors import DataError, UsageError
-from equitools.evals import propagation
+from equitools import backbones
+from equitools.core.errors import DataError, UsageError
+from equitools.evals.segmentation import davis, label_propagation
+from equitools.evals.segmentation import palette_png as segmentation_palette_png
+from equitools.evals.segmentation.palette_png import colors
 
 COLORS = np.array([[40, 90, 200], [250, 250, 30], [200, 30, 40]], np.uint8)
 TINY = {"name": "vit_mini", "args": {"depth": 1, "embed_dim": 24, "num_heads": 1}}
@@ -29,7 +32,7 @@ def labels(number, size=(64, 64)):
 def save_mask(mask, path, palette=None):
     picture = Image.fromarray(mask)
     if picture.mode == "L":
-        picture.putpalette(palette or palettes.colors())
+        picture.putpalette(palette or colors())
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
 
@@ -67,7 +70,7 @@ def source(root, out, **given):
     torch.manual_seed(0)
     asked = settings(root, **given)
     encoder = backbones.create(TINY)
-    return davis.open_data({}, asked).source(encoder, asked, out, frame.progress)
+    return davis.open_data({}, asked).source(encoder, asked, out, progress)
 
 
 # --- What the network sees -------------------------------------------------------------------
@@ -161,7 +164,7 @@ def test_a_finished_sequence_is_not_predicted_again(root, tmp_path):
 @pytest.mark.parametrize("keep_gb", [2.0, 0.0])
 def test_maps_of_frames_are_computed_once_unless_they_take_more(root, tmp_path, keep_gb):
     def judged(topk, work):
-        return work.judge(lambda *seen: propagation.predict(*seen, topk=topk), {"topk": topk})
+        return work.judge(lambda *seen: label_propagation.predict(*seen, topk=topk), {"topk": topk})
 
     work = source(root, tmp_path / "a", keep_gb=keep_gb)
     expected = judged(5, work)
@@ -187,11 +190,11 @@ def test_a_sequence_that_is_cut_short_leaves_no_masks(root, tmp_path):
 def test_palettes_and_labels_are_kept(root, tmp_path):
     palette = [value for label in range(256) for value in (label, 255 - label, 7)]
     for path in (root / "Annotations" / "480p" / "two").iterdir():
-        mask = palettes.labels(path)
+        mask = segmentation_palette_png.labels(path)
         mask[0, 0] = 255
         save_mask(mask, path, palette)
     work = source(root, tmp_path, limit=1)
-    work.judge(lambda cells, *rest: propagation.predict(cells, *rest), {})
+    work.judge(lambda cells, *rest: label_propagation.predict(cells, *rest), {})
     with Image.open(tmp_path / "masks" / "two" / "00001.png") as picture:
         assert picture.getpalette() == palette
         assert set(np.unique(np.array(picture))) <= {0, 1, 2}
@@ -199,7 +202,7 @@ def test_palettes_and_labels_are_kept(root, tmp_path):
 
 def test_gray_masks_get_the_palette_of_davis(tmp_path):
     Image.fromarray(labels(0)).save(tmp_path / "gray.png")
-    assert palettes.palette(tmp_path / "gray.png")[:12] == [
+    assert segmentation_palette_png.palette(tmp_path / "gray.png")[:12] == [
         0,
         0,
         0,
@@ -213,7 +216,7 @@ def test_gray_masks_get_the_palette_of_davis(tmp_path):
         128,
         0,
     ]
-    assert (palettes.labels(tmp_path / "gray.png") == labels(0)).all()
+    assert (segmentation_palette_png.labels(tmp_path / "gray.png") == labels(0)).all()
 
 
 # --- What is asked, and what is wrong with it ------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equitools import dense_contrast
+from equitools.nn.losses import dense_info_nce
 
 TAU = 0.3
 KINDS = ["both", "cross"]
@@ -37,7 +37,7 @@ def naive(queries, keys, negatives, temperature=TAU):
 
 
 def ours(queries, keys, negatives, temperature=TAU):
-    return dense_contrast.mean(queries, keys, temperature=temperature, negatives=negatives)
+    return dense_info_nce.mean(queries, keys, temperature=temperature, negatives=negatives)
 
 
 @pytest.mark.parametrize("negatives", KINDS)
@@ -45,7 +45,7 @@ def ours(queries, keys, negatives, temperature=TAU):
 def test_blocks_of_any_size_give_the_value_and_gradients_of_the_loop(monkeypatch, negatives, rows):
     both = tokens()
     columns = 20 * (2 if negatives == "both" else 1)
-    monkeypatch.setitem(dense_contrast.BLOCK, "cpu", rows * columns)
+    monkeypatch.setitem(dense_info_nce.BLOCK, "cpu", rows * columns)
     one, other = ours(*both, negatives), naive(*both, negatives)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
     pairs = zip(torch.autograd.grad(one, both), torch.autograd.grad(other, both), strict=True)
@@ -91,7 +91,7 @@ def test_no_more_than_one_block_of_similarities_is_ever_made(monkeypatch, negati
     """Also where a block is less than one image's rows: 6 images of 8 cells, 4 wide."""
     both = tokens(6, 8, 4, torch.float32)
     columns = 48 * (2 if negatives == "both" else 1)
-    monkeypatch.setitem(dense_contrast.BLOCK, "cpu", rows * columns)
+    monkeypatch.setitem(dense_info_nce.BLOCK, "cpu", rows * columns)
     with Largest() as seen:
         ours(*both, negatives).backward()
     assert seen.size <= max(rows * columns, 48 * 4)
@@ -100,8 +100,8 @@ def test_no_more_than_one_block_of_similarities_is_ever_made(monkeypatch, negati
 @pytest.mark.parametrize("negatives", KINDS)
 def test_a_block_is_as_large_as_it_says_at_the_papers_setting(negatives):
     """24 images of 196 cells on a CPU: 64 MiB instead of the 354 MB of (2 · 24 · 196)²."""
-    rows = dense_contrast.BLOCK["cpu"] // (2 * 24 * 196 if negatives == "both" else 24 * 196)
-    parts = list(dense_contrast._parts(24, 196, rows))
+    rows = dense_info_nce.BLOCK["cpu"] // (2 * 24 * 196 if negatives == "both" else 24 * 196)
+    parts = list(dense_info_nce._parts(24, 196, rows))
     counts = [(some.stop - some.start) * (cells.stop - cells.start) for some, cells in parts]
     assert sum(counts) == 24 * 196
     assert max(counts) <= rows
@@ -185,28 +185,28 @@ def test_a_compiled_network_steps_around_it():
 
 SHARES = """
 import sys, torch
-from equitools import dense_contrast, parallel
+from equitools.core import distributed
 from test_dense_contrast import ours, tokens
 
-parallel.start("cpu")
-rank, cuts = parallel.rank(), {"uneven": (0, 3, 4), "empty": (0, 4, 4), "none": (0, 0, 0)}
+distributed.start("cpu")
+rank, cuts = distributed.rank(), {"uneven": (0, 3, 4), "empty": (0, 4, 4), "none": (0, 0, 0)}
 for name, cut in cuts.items():
     for negatives in ("both", "cross"):
         mine = [one.detach()[cut[rank]:cut[rank + 1]].requires_grad_() for one in tokens()]
         value = ours(*mine, negatives)
         (value / 2).backward()  # processes are averaged
         whole = [one.detach()[: cut[-1]].requires_grad_() for one in tokens()]
-        total = parallel.mean_across(value)
-        parallel.world_size, world = (lambda: 1), parallel.world_size
+        total = distributed.mean_across(value)
+        distributed.world_size, world = (lambda: 1), distributed.world_size
         alone = ours(*whole, negatives)
-        parallel.world_size = world
+        distributed.world_size = world
         alone.backward()
         torch.testing.assert_close(total, alone.detach(), msg=lambda m: name + m)
         for one, other in zip(mine, whole):
             share = other.grad[cut[rank]:cut[rank + 1]]
             torch.testing.assert_close(one.grad, share, msg=lambda m: name + m)
             assert name == "none" or not len(share) or share.abs().sum() > 0
-parallel.stop()
+distributed.stop()
 """
 
 

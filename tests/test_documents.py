@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from equitools import manifest
-from equitools.errors import DataError
+from equitools.core.errors import DataError
 
 
 def read(body):

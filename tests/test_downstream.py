@@ -4,11 +4,19 @@ import pytest
 import torch
 from asking import ask, write
 from equitools.stages import perturb
+from equitools.stages.cli.progress import progress
 from equitools.stages.transfer import PROGRAM
 from pictures import make_folder
 
-from equitools import downstream, encoders, few_labels, files, frame, manifest, sharding
-from equitools.errors import DataError, UsageError
+from equitools import manifest
+from equitools.core.errors import DataError, UsageError
+from equitools.data.shards import settings as shards_settings
+from equitools.data.shards.settings import identity, settle
+from equitools.evals.classification import datasets as downstream
+from equitools.evals.classification import few_labels
+from equitools.evals.classification.datasets import _listed, _splits, pack
+from equitools.features import encoders
+from equitools.manifest import files
 
 COUNTS = {"train/a": 12, "train/b": 6, "train/c": 3, "val/a": 4, "val/b": 4, "val/c": 4}
 SETTINGS = {
@@ -26,13 +34,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "shards"
-    source = downstream._listed(folder)
-    document = downstream.pack(str(folder), source, out, frame.progress)
+    source = _listed(folder)
+    document = pack(str(folder), source, out, progress)
     return out, document
 
 
 def look(data, out, **changes):
-    return data.source(encoders.Pixels(8), {**SETTINGS, **changes}, out, frame.progress)
+    return data.source(encoders.Pixels(8), {**SETTINGS, **changes}, out, progress)
 
 
 def opened(where, module=downstream, **changes):
@@ -40,16 +48,16 @@ def opened(where, module=downstream, **changes):
 
 
 def test_a_folder_is_packed_with_the_bytes_and_the_id_of_equi_shard(folder, packed, tmp_path):
-    from equitools.selection import select
+    from equitools.data.sources.subsets import select
 
-    settings = sharding.settle({"source": str(folder)})
+    settings = settle({"source": str(folder)})
     source = select(settings)
-    entries, _, _ = sharding.write(source, settings, tmp_path, lambda count: None)
+    entries, _, _ = shards_settings.write(source, settings, tmp_path, lambda count: None)
     digests = {name: entry["digest"] for name, entry in entries.items()}
     assert digests == {name: e["digest"] for name, e in packed[1]["files"].items()}
-    assert packed[1]["history"][-1]["id"] == sharding.identity(settings, source)
+    assert packed[1]["history"][-1]["id"] == identity(settings, source)
     before = (packed[0] / "train-000000.tar").stat().st_mtime_ns
-    downstream.pack(str(folder), source, packed[0], frame.progress)
+    pack(str(folder), source, packed[0], progress)
     assert (packed[0] / "train-000000.tar").stat().st_mtime_ns == before, "not packed twice"
 
 
@@ -69,16 +77,16 @@ def test_features_and_batches_are_of_the_same_pictures(packed, tmp_path):
 
 
 def test_a_share_of_labels_is_that_of_equi_shard_and_the_small_lies_in_the_large(folder, packed):
-    from equitools.selection import select
+    from equitools.data.sources.subsets import select
 
     document = packed[1]
-    index = downstream._splits(document)["train"]
+    index = _splits(document)["train"]
     drawn = {
         share: few_labels.draw(index, {**SETTINGS, "fraction": share})[0] for share in (0.01, 0.5)
     }
     assert len(drawn[0.01]) == 3, "one of a class at least"
     assert set(drawn[0.01]) < set(drawn[0.5])
-    chosen = select(sharding.settle({"source": str(folder), "fraction": 0.5})).splits["train"]
+    chosen = select(settle({"source": str(folder), "fraction": 0.5})).splits["train"]
     assert {index.info(i)["filename"] for i in drawn[0.5]} == {one.file for one in chosen}
 
 
@@ -101,7 +109,7 @@ def test_a_list_of_files_is_met_by_name_and_what_is_not_there_is_counted(packed,
 def test_a_class_without_a_training_picture_is_kept_counted_and_warned_about(
     packed, tmp_path, caplog
 ):
-    rows = downstream._splits(packed[1])["train"].labels != 1
+    rows = _splits(packed[1])["train"].labels != 1
     data = opened(packed[0])
     data.keep = lambda index: (rows.nonzero()[0].tolist(), {})
     labeled = look(data, tmp_path / "out")

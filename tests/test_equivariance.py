@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from toys import SPLIT, small, toy_step
 
-from equitools import parts
+from equitools.core.errors import UsageError
 from equitools.equivariance import clever, ddcl
-from equitools.errors import UsageError
-from equitools.heads import DINOHead
+from equitools.nn.heads import DINOHead
+from equitools.nn.losses.parameter_balance import balance
 
 EF = 4
 
@@ -141,7 +141,7 @@ def test_beta_and_regularization_weigh_the_two_parts():
     step = toy_step(objective)
     found = term(step)
     torch.testing.assert_close(found["clever/orth"], 3 * naive_overlap(term, step).mean())
-    gap = parts.balance(objective.heads(), term.heads())
+    gap = balance(objective.heads(), term.heads())
     torch.testing.assert_close(found["clever/preg"], 0.5 * gap)
 
 
@@ -158,27 +158,27 @@ def test_l_preg_is_the_difference_of_sums_of_squares():
         torch.cat([p.flatten() for p in layer.parameters()]).square().sum()
         for layer in (first, second)
     ]
-    torch.testing.assert_close(parts.balance([first], [second]), (sizes[0] - sizes[1]).abs())
+    torch.testing.assert_close(balance([first], [second]), (sizes[0] - sizes[1]).abs())
     root = (sizes[0].sqrt() - sizes[1].sqrt()).abs()
-    torch.testing.assert_close(parts.balance([first], [second], norm="root"), root)
+    torch.testing.assert_close(balance([first], [second], norm="root"), root)
 
 
 def test_l_preg_of_equal_heads_is_zero():
     head = DINOHead(8, 16)
-    assert not parts.balance([head], [head]).item()
+    assert not balance([head], [head]).item()
 
 
 def test_l_preg_averages_over_pairs_of_heads():
     """DDCL balances projector and predictor separately: an excess cannot make up for a lack."""
     heads = [nn.Linear(4, 4) for _ in range(4)]
-    apart = [parts.balance([heads[i]], [heads[i + 2]]) for i in (0, 1)]
-    torch.testing.assert_close(parts.balance(heads[:2], heads[2:]), torch.stack(apart).mean())
+    apart = [balance([heads[i]], [heads[i + 2]]) for i in (0, 1)]
+    torch.testing.assert_close(balance(heads[:2], heads[2:]), torch.stack(apart).mean())
 
 
 def test_gains_are_left_out_when_output_widths_differ():
     """Frozen gains would add a constant K_IR - K_EF that no training can remove."""
-    same = parts.balance([DINOHead(8, 512)], [DINOHead(8, 512)]).item()
-    apart = parts.balance([DINOHead(8, 2048)], [DINOHead(8, 512)])
+    same = balance([DINOHead(8, 512)], [DINOHead(8, 512)]).item()
+    apart = balance([DINOHead(8, 2048)], [DINOHead(8, 512)])
     directions = (2048 - 512) / 3  # Σv² is K/3 at the start
     assert same < 20
     assert apart.item() == pytest.approx(directions, abs=20)
@@ -190,8 +190,8 @@ def test_scale_free_directions_can_be_left_out():
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
         second.last_layer.weight_v.mul_(2)
-    assert parts.balance([first], [second]).item() > 100
-    assert parts.balance([first], [second], scale_free="drop").item() == 0
+    assert balance([first], [second]).item() > 100
+    assert balance([first], [second], scale_free="drop").item() == 0
 
 
 def test_l_preg_has_the_gradient_of_a_decay_with_a_sign():
@@ -199,7 +199,7 @@ def test_l_preg_has_the_gradient_of_a_decay_with_a_sign():
     large, small_one = nn.Linear(4, 4), nn.Linear(4, 4)
     with torch.no_grad():
         large.weight.mul_(3)
-    parts.balance([large], [small_one]).backward()
+    balance([large], [small_one]).backward()
     torch.testing.assert_close(large.weight.grad, 2 * large.weight.detach())
     torch.testing.assert_close(small_one.weight.grad, -2 * small_one.weight.detach())
 

@@ -5,15 +5,18 @@ import itertools
 import pytest
 import torch
 from asking import ask, make_chain
-from equitools.stages import perturb
+from equitools.stages.perturb import PROGRAM
 from seen import patch_means, smooth, source
 from torch.nn import functional as F
 
-from equitools import backbones, manifest, maps, movements, preprocess
+from equitools import backbones, manifest
 from equitools.augment import geometry
-from equitools.errors import DataError, EquiError, UsageError
-from equitools.evals import equivariance
-from equitools.evals.equivariance import agreement, evaluate
+from equitools.core import files
+from equitools.core.errors import DataError, EquiError, UsageError
+from equitools.evals.equivariance import transformed_pairs
+from equitools.evals.equivariance.score import ACTIONS, agreement, evaluate
+from equitools.features import maps
+from equitools.features.transform import evaluation_transform
 
 EXACT = {"groups": ["rotation", "flip"], "random": False}
 
@@ -101,7 +104,9 @@ def test_zooming_counts_only_cells_inside_the_picture_in_both_views():
     white = torch.full((20, 3, 32, 32), 255, dtype=torch.uint8)
     scores = evaluate(source(patch_means, white), groups=[], zoom=True).scores
     assert scores["zoom/layer1/score"] == pytest.approx(1, abs=1e-5)
-    pair = movements.zooms(white, [str(i) for i in range(20)], 0, area=(0.7, 1.3), aspect=(1, 1))
+    pair = transformed_pairs.zooms(
+        white, [str(i) for i in range(20)], 0, area=(0.7, 1.3), aspect=(1, 1)
+    )
     inside = pair.valid((8, 8))
     assert 0.3 < inside.float().mean() < 0.95
     black = (F.avg_pool2d(pair.second, 4)[:, 0] < 0.999) & inside
@@ -132,18 +137,18 @@ def test_the_controls_are_what_naive_loops_give():
 @pytest.mark.parametrize("kind", ["rotations", "flips"])
 def test_the_element_takes_the_first_view_to_the_second_exactly(kind):
     pictures, names = smooth(30), [str(i) for i in range(30)]
-    pair = getattr(movements, kind)(pictures, names, 0)
+    pair = getattr(transformed_pairs, kind)(pictures, names, 0)
     assert torch.equal(pair.act(pair.first, (16, 16)), pair.second)
     assert pair.element.unique().tolist() == ([0, 1, 2, 3] if kind == "rotations" else [0, 1])
-    again = getattr(movements, kind)(pictures[7:9], names[7:9], 0)
+    again = getattr(transformed_pairs, kind)(pictures[7:9], names[7:9], 0)
     assert torch.equal(again.second, pair.second[7:9]), "a picture's views do not depend on others"
-    assert not torch.equal(getattr(movements, kind)(pictures, names, 1).first, pair.first)
+    assert not torch.equal(getattr(transformed_pairs, kind)(pictures, names, 1).first, pair.first)
 
 
 def test_scaling_shows_the_whole_picture_on_other_grids():
     picture = smooth(8, size=64)
     pairs = [
-        movements.scalings(picture, n, 0, cell=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
+        transformed_pairs.scalings(picture, n, 0, cell=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
         for n in range(12)
     ]
     shapes = {tuple(view.shape[-2:]) for pair in pairs for view in (pair.first, pair.second)}
@@ -172,7 +177,7 @@ def test_the_last_layer_of_a_vit_is_what_its_final_norm_gives():
     torch.manual_seed(0)
     vit = backbones.create({"name": "vit_mini"}).eval()
     torch.nn.init.normal_(vit.trunk.norm.weight)
-    transform = preprocess.evaluation_transform(vit)
+    transform = evaluation_transform(vit)
     pictures = smooth(2, size=32)
     last = maps.maps_of(vit, transform, [4], norm=True)(pictures)[4]
     with torch.no_grad():
@@ -218,7 +223,7 @@ def chain(tmp_path_factory):
 
 
 def test_the_stage_scores_every_block_and_needs_no_probe(chain, tmp_path):
-    found = ask(perturb.PROGRAM, chain, "equivariance", "workers=0", "limit=20", out=tmp_path)
+    found = ask(PROGRAM, chain, "equivariance", "workers=0", "limit=20", out=tmp_path)
     names = {"score", "moved", "centered", "shuffled", "constant", "variance", "random",
              "random_centered"}  # fmt: skip
     for group in ("rotation", "flip", "scale"):
@@ -242,7 +247,7 @@ def test_the_stage_scores_every_block_and_needs_no_probe(chain, tmp_path):
     assert said["images"] == 20
     assert "encoder" in found["files"]
     again = ask(
-        perturb.PROGRAM, chain, "equivariance", "workers=0", "limit=20", "extract_batch_size=7",
+        PROGRAM, chain, "equivariance", "workers=0", "limit=20", "extract_batch_size=7",
         out=tmp_path / "again",
     )  # fmt: skip
     assert again["scores"] == found["scores"]
@@ -251,11 +256,11 @@ def test_the_stage_scores_every_block_and_needs_no_probe(chain, tmp_path):
 def test_foreign_and_random_networks_are_looked_into_without_a_checkpoint(chain, tmp_path):
     shards = chain.parent / "shards" / "manifest.yaml"
     words = ["equivariance", "workers=0", "limit=4", "layers=-1,1"]
-    timm = ask(perturb.PROGRAM, shards, *words, "encoder=resnet10t", "size=64", out=tmp_path / "a")
+    timm = ask(PROGRAM, shards, *words, "encoder=resnet10t", "size=64", out=tmp_path / "a")
     assert {name.split("/")[3] for name in timm["scores"]} == {"layer1", "layer5"}
     assert timm["history"][-1]["encoder"] == "resnet10t with random weights, seed 0"
     words = ["vit-mini", "encoder=random", *words]
-    random = ask(perturb.PROGRAM, shards, *words, out=tmp_path / "b")
+    random = ask(PROGRAM, shards, *words, out=tmp_path / "b")
     scores = {name: value for name, value in random["scores"].items() if "/random" in name}
     for name, value in scores.items():
         trained = name.replace("random_centered", "centered").replace("/random", "/score")
@@ -264,11 +269,11 @@ def test_foreign_and_random_networks_are_looked_into_without_a_checkpoint(chain,
 
 def test_scores_of_one_encoder_do_not_stay_with_another(chain, tmp_path):
     document = manifest.load_file(chain)[0] | {"scores": {"probe/knn/all/k20/top1": 1.0}}
-    manifest.write_atomic(tmp_path / "scored.yaml", manifest.dump(document))
+    files.write_atomic(tmp_path / "scored.yaml", manifest.dump(document))
     words = [tmp_path / "scored.yaml", "equivariance", "workers=0", "limit=2", "layers=1"]
-    mine = ask(perturb.PROGRAM, *words, out=tmp_path / "mine")
+    mine = ask(PROGRAM, *words, out=tmp_path / "mine")
     assert "probe/knn/all/k20/top1" in mine["scores"]
-    other = ask(perturb.PROGRAM, *words, "encoder=resnet10t", "size=64", out=tmp_path / "other")
+    other = ask(PROGRAM, *words, "encoder=resnet10t", "size=64", out=tmp_path / "other")
     assert "probe/knn/all/k20/top1" not in other["scores"]
     assert "encoder" not in other["files"]
 
@@ -285,11 +290,11 @@ def test_scores_of_one_encoder_do_not_stay_with_another(chain, tmp_path):
 )
 def test_wrong_words_are_refused_in_one_line(chain, words, said, tmp_path):
     with pytest.raises(EquiError, match=said) as refused:
-        ask(perturb.PROGRAM, chain, *words, out=tmp_path / "out")
+        ask(PROGRAM, chain, *words, out=tmp_path / "out")
     assert refused.value.code == 2
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_groups_that_are_explained_are_those_that_there_are():
-    assert set(equivariance.ACTIONS) == {"rotation", "flip", "scale", "zoom"}
+    assert set(ACTIONS) == {"rotation", "flip", "scale", "zoom"}

@@ -7,9 +7,11 @@ import pytest
 import torch
 from pictures import encoded
 
-from equitools import encoders, featurecache, features
-from equitools.errors import DataError
-from equitools.preprocess import Transform
+from equitools.core.errors import DataError
+from equitools.features import cache as featurecache
+from equitools.features import encoders
+from equitools.features import extract as features_extract
+from equitools.features.transform import Transform
 
 TRANSFORM = Transform(16, 16, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
@@ -46,7 +48,7 @@ def _small_blocks(monkeypatch):
 
 def extract(pile, cache, encoder=None, **knobs):
     knobs = {"batch_size": 3, "transform": TRANSFORM, **knobs}
-    return features.extract(encoder or encoders.Pixels(16), pile, cache=cache, **knobs)
+    return features_extract.extract(encoder or encoders.Pixels(16), pile, cache=cache, **knobs)
 
 
 def test_a_second_evaluation_looks_at_no_picture(tmp_path):

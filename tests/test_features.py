@@ -10,11 +10,16 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from equitools import backbones, checkpoint, encoders, features, label_checks
-from equitools.errors import DataError, UsageError
-from equitools.evals.embed import arrays, pack_keys, unpack_keys, write_csv
-from equitools.features import Table, channels, choose_layers, encode, extract, part
-from equitools.preprocess import Transform, evaluation_transform, keyed
+from equitools import backbones
+from equitools.backbones import checkpoint
+from equitools.core.errors import DataError, UsageError
+from equitools.evals.embedding.embed import arrays, pack_keys, unpack_keys, write_csv
+from equitools.features import encoders
+from equitools.features.extract import choose_layers, encode, extract, stream
+from equitools.features.labels import require_labels
+from equitools.features.table import Table, channels, part
+from equitools.features.transform import Transform, evaluation_transform, keyed
+from equitools.nn import serialization
 
 
 @dataclass
@@ -266,9 +271,9 @@ def test_a_picture_that_cannot_be_read_is_named(cnn):
 def test_labels_are_required_where_they_are_used():
     table = Table(torch.zeros(3, 2), torch.tensor([0, -1, 1]), ["x", "y", "z"], 2)
     with pytest.raises(DataError, match=r"1 of 3 samples of the val split .*'y'"):
-        label_checks.require_labels(table, "val")
+        require_labels(table, "val")
     with pytest.raises(DataError, match="no samples"):
-        label_checks.require_labels(Table(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
+        require_labels(Table(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
 
 
 def test_a_stream_without_augmentation_gives_the_cached_features(cnn):
@@ -277,10 +282,10 @@ def test_a_stream_without_augmentation_gives_the_cached_features(cnn):
     order = torch.tensor([3, 1, 9, 0, 5, 2]).split(4)
     transform = evaluation_transform(cnn)
     knobs = {"transform": transform, "layers": "last"}
-    plain = features.stream(cnn, Pile(), rows, augment=False, **knobs)
+    plain = stream(cnn, Pile(), rows, augment=False, **knobs)
     for block, found in zip(order, plain(order, 0, 0), strict=True):
         torch.testing.assert_close(found, table.features[block])
-    random = features.stream(cnn, Pile(), rows, **knobs)
+    random = stream(cnn, Pile(), rows, **knobs)
     first, again, later = (torch.cat(list(random(order, 0, epoch))) for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.allclose(first, later)
@@ -317,7 +322,7 @@ def test_a_checkpoint_of_another_backbone_is_refused(vit, cnn, tmp_path):
 
 def test_bare_weights_are_read_as_the_backbone_that_the_recipe_names(tmp_path):
     trunk = timm.create_model("resnet18", num_classes=10)
-    checkpoint.save_tensors(tmp_path / "r18.safetensors", trunk.state_dict())
+    serialization.save_tensors(tmp_path / "r18.safetensors", trunk.state_dict())
     path = str(tmp_path / "r18.safetensors")
     encoder, _ = encoders.find({"recipe": {"backbone": {"name": "resnet18"}}}, path)
     assert torch.equal(encoder.trunk.conv1.weight, trunk.conv1.weight)
@@ -331,7 +336,7 @@ def test_random_encoders_depend_on_their_seed_and_disturb_no_other():
     document = {"recipe": {"backbone": {"name": "resnet_mini", "split": 0.8}}}
     state = torch.random.get_rng_state()
     prints = [
-        features.fingerprint(encoders.find(document, "random", seed=seed)[0]) for seed in (0, 0, 1)
+        encoders.fingerprint(encoders.find(document, "random", seed=seed)[0]) for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]
     assert torch.equal(state, torch.random.get_rng_state())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equitools import backbones, finetune
-from equitools.errors import NumericalError, UsageError
+from equitools import backbones
+from equitools.core.errors import NumericalError, UsageError
+from equitools.evals.classifiers import finetuning
 
-PAPER, MODERN = finetune.RECIPES["paper"], finetune.RECIPES["modern"]
+PAPER, MODERN = finetuning.RECIPES["paper"], finetuning.RECIPES["modern"]
 COUNT, CLASSES = 11, 3
 
 
@@ -22,7 +23,7 @@ def encoder():
 
 
 def network(encoder, seed=0):
-    return finetune.Classifier(copy.deepcopy(encoder), "cls2", torch.arange(192), CLASSES, seed)
+    return finetuning.Classifier(copy.deepcopy(encoder), "cls2", torch.arange(192), CLASSES, seed)
 
 
 def pictures(count=COUNT):
@@ -39,9 +40,9 @@ def batches(size=4):
 
 
 def fit(net, recipe, seen=None, size=4, kept=None, train=None):
-    return finetune.fit(
+    return finetuning.fit(
         net, train or (lambda epoch: iter(batches(size))), lambda: iter(batches(5)), recipe,
-        steps=finetune.steps_of(COUNT, size), batch_size=size, seed=3,
+        steps=finetuning.steps_of(COUNT, size), batch_size=size, seed=3,
         progress=None if seen is None else seen.append, kept=kept,
     )  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_the_result_follows_from_the_seed_and_disturbs_nothing(encoder, recipe):
 @pytest.mark.parametrize("recipe", [PAPER, MODERN])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_path, monkeypatch):
     recipe = replace(recipe, epochs=4, lr=0.05, drop_path=0.0)
-    kept = finetune.Kept(tmp_path / "resume.safetensors", "this run")
+    kept = finetuning.Kept(tmp_path / "resume.safetensors", "this run")
     whole, killed, again = (network(encoder) for _ in range(3))
     expected = fit(whole, recipe)
 
@@ -101,7 +102,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_pat
             raise KeyboardInterrupt
         return iter(batches())
 
-    monkeypatch.setattr(finetune, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(finetuning, "KEEP_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(killed, recipe, kept=kept, train=dies_in_the_third)
     seen = []
@@ -115,9 +116,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_pat
 
 def test_the_state_of_another_run_is_not_taken(encoder, tmp_path):
     recipe, path = replace(PAPER, epochs=1, lr=0.05), tmp_path / "resume.safetensors"
-    fit(network(encoder), recipe, kept=finetune.Kept(path, "another"))
+    fit(network(encoder), recipe, kept=finetuning.Kept(path, "another"))
     seen = []
-    fit(network(encoder), recipe, seen, kept=finetune.Kept(path, "this run"))
+    fit(network(encoder), recipe, seen, kept=finetuning.Kept(path, "this run"))
     assert seen == [4, 4, 3]
 
 
@@ -128,7 +129,7 @@ def test_it_learns_and_states_the_last_and_the_best_epoch(encoder):
 
 
 def test_rates_fall_by_layer_and_biases_norms_and_positions_do_not_decay(encoder):
-    optimizer = finetune._optimizer(network(encoder), MODERN, 64)
+    optimizer = finetuning._optimizer(network(encoder), MODERN, 64)
     base = 5e-4 * 64 / 512
     rates = sorted({group["base"] / base for group in optimizer.param_groups}, reverse=True)
     assert rates == pytest.approx([1, 0.75**1, 0.75**2, 0.75**3][: len(rates)])
@@ -142,20 +143,20 @@ def test_rates_fall_by_layer_and_biases_norms_and_positions_do_not_decay(encoder
 
 @pytest.mark.parametrize("name", ["resnet_mini", "vmamba_mini"])
 def test_other_networks_have_layers_too(name):
-    net = finetune.Classifier(backbones.create({"name": name}), "last", torch.arange(9), 2, 0)
-    rates = {group["base"] for group in finetune._optimizer(net, MODERN, 64).param_groups}
+    net = finetuning.Classifier(backbones.create({"name": name}), "last", torch.arange(9), 2, 0)
+    rates = {group["base"] for group in finetuning._optimizer(net, MODERN, 64).param_groups}
     assert len(rates) >= 4
 
 
 def test_mixing_keeps_the_odd_picture_and_every_target_sums_to_one(encoder):
     image, labels = pictures(5)
     np.random.seed(0)
-    mixed, targets = finetune.mixed(image, labels, CLASSES, MODERN)
+    mixed, targets = finetuning.mixed(image, labels, CLASSES, MODERN)
     assert torch.equal(mixed[4], image[4])
     assert not torch.equal(mixed[:4], image[:4])
     torch.testing.assert_close(targets.sum(1), torch.ones(5))
     assert targets[4].argmax() == labels[4]
-    plain, hard = finetune.mixed(image, labels, CLASSES, PAPER)
+    plain, hard = finetuning.mixed(image, labels, CLASSES, PAPER)
     assert torch.equal(plain, image)
     assert torch.equal(hard, F.one_hot(labels, CLASSES).float())
 

@@ -9,9 +9,12 @@ import sys
 import time
 
 import pytest
+from equitools.stages.cli.exits import exit_code
+from equitools.stages.cli.progress import progress
 from toy_stage import GIVEN, TOY, only_line, toy
 
-from equitools import failures, frame, manifest
+from equitools import manifest
+from equitools.manifest import run_folder
 
 # --- the output folder --------------------------------------------------------------------------
 
@@ -80,7 +83,7 @@ def test_a_signal_is_not_lost_in_a_destructor(number, code):
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with failures.exit_code(verbose=False) as result:
+        with exit_code(verbose=False) as result:
             things = [Slow()]
             things.clear()
             time.sleep(10)
@@ -113,7 +116,7 @@ def test_the_folder_of_another_stage_is_not_overwritten(tmp_path):
 
 def test_a_folder_in_use_is_refused_by_name(tmp_path):
     (tmp_path / "out").mkdir()
-    with frame.lock(tmp_path / "out"):
+    with run_folder.lock(tmp_path / "out"):
         result = toy("-o", "out", cwd=tmp_path)
         assert result.returncode == 1
         assert f"{tmp_path / 'out'} is in use" in only_line(result)
@@ -121,7 +124,7 @@ def test_a_folder_in_use_is_refused_by_name(tmp_path):
 
 
 def test_a_forked_worker_does_not_inherit_the_lock(tmp_path):
-    with frame.lock(tmp_path):
+    with run_folder.lock(tmp_path):
         child = os.fork()
         if child == 0:
             try:
@@ -191,7 +194,7 @@ def test_importing_the_frame_imports_neither_torch_nor_rich_nor_numpy():
 
 
 def test_progress_without_a_terminal_ends_with_one_line(capsys):
-    with frame.progress(10, "probe", "image") as bar:
+    with progress(10, "probe", "image") as bar:
         bar.advance(4)
         bar.advance(6, loss=2.5)
     said = capsys.readouterr().err
@@ -200,7 +203,8 @@ def test_progress_without_a_terminal_ends_with_one_line(capsys):
 
 
 def test_progress_on_a_terminal_draws_a_bar(tmp_path):
-    code = "from equitools.frame import progress\nwith progress(3, 'p', 'image') as p: p.advance(3)"
+    code = "from equitools.stages.cli.progress import progress\n"
+    code += "with progress(3, 'p', 'image') as p: p.advance(3)"
     ours, theirs = os.openpty()
     subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
     os.close(theirs)

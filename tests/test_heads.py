@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from equitools import parts
-from equitools.heads import DINOHead, WeightNormLinear, simsiam_predictor, simsiam_projector
+from equitools.nn.heads import DINOHead, WeightNormLinear, simsiam_predictor, simsiam_projector
+from equitools.nn.losses.parameter_balance import balance, magnitude
 
 
 def count(module, trained=True):
@@ -77,8 +77,8 @@ def test_weight_norm_is_that_of_torch():
 def test_simsiam_heads_have_the_published_power():
     """Σp² of fresh heads, 6144 and 1367: what the paper's Table 1 starts from."""
     with torch.no_grad():
-        projector = parts.magnitude(simsiam_projector(2048, 2048))
-        predictor = parts.magnitude(simsiam_predictor(2048, 512))
+        projector = magnitude(simsiam_projector(2048, 2048))
+        predictor = magnitude(simsiam_predictor(2048, 512))
     assert float(projector) == pytest.approx(6144.3, rel=0.002)
     assert float(predictor) == pytest.approx(1366.7, rel=0.002)
 
@@ -87,10 +87,10 @@ def test_power_of_a_fresh_vit_small_pair():
     """S_IR near 89.5 k and a gap near 188: λ·gap = 0.19 with λ = 0.001."""
     torch.manual_seed(0)
     invariant, equivariant = (DINOHead(dim).requires_grad_(False) for dim in (307, 77))
-    assert float(parts.magnitude(invariant)) == pytest.approx(89_500, rel=0.002)
-    assert float(parts.balance([invariant], [equivariant])) == pytest.approx(188, abs=8)
+    assert float(magnitude(invariant)) == pytest.approx(89_500, rel=0.002)
+    assert float(balance([invariant], [equivariant])) == pytest.approx(188, abs=8)
     # Under the printed norm (a root) the same gap would be a few ten-thousandths.
-    assert 0.001 * float(parts.balance([invariant], [equivariant], norm="root")) < 2e-3
+    assert 0.001 * float(balance([invariant], [equivariant], norm="root")) < 2e-3
 
 
 def test_the_last_projector_bias_is_void_and_frozen_unless_asked():

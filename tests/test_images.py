@@ -9,8 +9,8 @@ import pytest
 from pictures import encoded, photo
 from PIL import Image
 
-from equitools import images
-from equitools.errors import DataError
+from equitools.core.errors import DataError
+from equitools.data import images
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Imports point one way, siblings are strangers, and every file is where the package says it is."""
+"""Imports point down, siblings are strangers, and every file is where the package says it is."""
 
 import ast
 import fnmatch
@@ -12,142 +12,155 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SIBLINGS = ("objectives", "equivariance", "evals", "backbones", "stages")
 
-# What `frame` needs to start: these know nothing of tensors.
-FRAME = {
-    "errors", "documents", "files", "manifest", "names", "pipes", "words", "failures", "progress",
-    "frame",
+# The law: room → the rooms that it may import. Rooms of one line stand on one floor.
+BELOW = ("core", "manifest", "nn", "augment", "data", "backbones")
+LAW = {
+    "core": (),
+    "manifest": ("core",), "nn": ("core",),
+    "augment": ("core", "manifest"), "data": ("core", "manifest"),
+    "backbones": ("core", "manifest", "nn"),
+    "objectives": ("core", "nn"), "equivariance": ("core", "nn", "augment"), "features": BELOW,
+    "training": (*BELOW, "features", "objectives", "equivariance"), "evals": (*BELOW, "features"),
+    "report": (*BELOW, "features", "evals", "training"),
 }  # fmt: skip
-TENSORS = {"records", "parallel"}
-GROUND = FRAME | TENSORS
-# What makes and reads shards.
-DATA = {
-    "cub", "foreign", "images", "packers", "packing", "remote", "scenes", "selection", "sharding",
-    "shards", "shardset", "shardtable", "sources", "tars", "tarwriter", "torchvision_sets",
+# Inside a room: folders and files from low to high; the stranger files of a rank know no other.
+RANKS = {
+    "nn": (("*",), ("losses",)),
+    "augment": (("geometry", "grid", "normalize", "rng", "color"), ("native",), ("operations",),
+                ("engines",), ("views",), ("corruptions",), ("",)),
+    "data": (("images", "workers", "cache"), ("sources",), ("shards",)),
+    "evals": (("run",), ("classifiers",), ("classification", "segmentation", "equivariance",
+              "embedding"), ("robustness",), ("",)),
 }  # fmt: skip
-
-# group → what it may import of equitools, by the first part of the module's name
-MAY = {
-    "errors": set(),
-    "records": set(),
-    "parallel": {"errors", "pipes"},
-    **dict.fromkeys(FRAME - {"errors", "frame"}, FRAME),
-    "frame": FRAME | {"parallel"},
-    **dict.fromkeys(("optim", "ema", "heads", "parts"), GROUND | {"parts", "heads"}),
-    "logistic": GROUND,
-    "featurecache": GROUND | {"checkpoint"},
-    "crossview": {"crossview_rows", "heads"},
-    **dict.fromkeys(("batchnorm", "contrast", "dense_contrast"), GROUND),
-    **dict.fromkeys(("crossview_rows", "crossview_kernels"), GROUND),
-    "crossscan": {"crossscan_sweep", "crossscan_kernels"},
-    **dict.fromkeys(("crossscan_sweep", "crossscan_kernels"), GROUND),
-    **dict.fromkeys(
-        ("objectives", "equivariance"),
-        GROUND | {"heads", "parts", "ema", "contrast", "crossview", "dense_contrast", "augment"},
-    ),
-    "backbones": GROUND | {"heads", "parts", "ema", "augment", "backbones", "crossscan"},
-    "augment": GROUND | {"images", "augment"},
-    **dict.fromkeys(DATA, GROUND | DATA),
-}
-# group → what it must not import
-MUST_NOT = {
-    "evals": {"objectives", "equivariance", "stages"},
-    "checkpoint": {"objectives", "equivariance", "evals", "stages"},
-    "features": {"objectives", "equivariance", "evals", "stages"},
-}
-THIRD_PARTY = {"yaml", "click", "rich"}
+STRANGERS = ("objectives", "equivariance", "augment.operations", "stages")
+# Readers of sources: strangers but for what all of them are made of.
+SOURCES = {"source", ""}
+TORCH_FREE = {"core.errors", "core.files", "core.processes"}
+LARGEST_FOLDER = 25
 
 
 def modules():
-    """Every module of the package by its dotted name inside equitools."""
-    found = {}
+    """Every module of the package by its dotted name inside equitools; stages are stages.x."""
+    named = {}
     for folder, prefix in ((ROOT / "equitools", ""), (ROOT / "stages", "stages.")):
         for path in folder.rglob("*.py"):
             name = prefix + ".".join(path.relative_to(folder).with_suffix("").parts)
-            found[name.removesuffix(".__init__").removesuffix("__init__") or "equitools"] = path
-    return {name.rstrip("."): path for name, path in found.items()}
+            named[name.removesuffix("__init__").rstrip(".")] = path
+    return {name: path for name, path in named.items() if name}
 
 
 MODULES = modules()
 
 
-def statements(tree):
-    """All import statements, those in functions too, but not what only a type checker runs."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield node
-        yield from statements(node)
-
-
-def imports(path):
-    """The dotted names that a file imports; `from a import b` is a.b."""
-    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(name):
+    """The dotted names that a module imports, type checking included; `from a import b` is a.b."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        else:
-            assert node.level == 0, f"{path}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def inner(name):
-    """The module of equitools that an imported name is or lies in; None for other packages."""
-    parts = name.split(".")
-    if parts[0] != "equitools":
-        return None
-    while parts and ".".join(parts[1:]) not in MODULES:
-        parts.pop()
-    return ".".join(parts[1:]) or None
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                assert name.startswith("stages"), f"{path}: imports are absolute"
+                above = package.rsplit(".", node.level - 1)[0]
+                base = ".".join(part for part in ("equitools", above, base) if part)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def edges(name):
     """The modules of equitools that a module imports."""
-    return {found for i in imports(MODULES[name]) if (found := inner(i)) and found != name}
+    reached = set()
+    for imported in imports(name):
+        parts = imported.split(".")
+        if parts[0] == "equitools":
+            while len(parts) > 1 and ".".join(parts[1:]) not in MODULES:
+                parts.pop()
+            reached.add(".".join(parts[1:]))
+    return reached - {name, ""}
+
+
+GRAPH = {name: edges(name) for name in MODULES}
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) != "stages"))
+def test_a_module_imports_rooms_below_its_own(name):
+    assert {room(edge) for edge in GRAPH[name]} - {room(name)} <= set(LAW[room(name)])
+
+
+def test_the_rooms_are_the_folders_and_every_floor_lies_on_the_ones_before():
+    assert {path.parent.name for path in (ROOT / "equitools").glob("*/__init__.py")} == set(LAW)
+    list(graphlib.TopologicalSorter(LAW).static_order())
+
+
+def rank(name):
+    """How high a module lies in its room; the faces of the room's folders lie with them."""
+    _, _, rest = name.partition(".")
+    first, ranks = rest.split(".")[0], RANKS[room(name)]
+    named = [i for i, group in enumerate(ranks) if first in group]
+    return named[0] if named else next(i for i, group in enumerate(ranks) if "*" in group)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in RANKS))
+def test_inside_a_room_imports_point_down_and_folders_of_one_rank_are_strangers(name):
+    part = name.split(".")[1:2]
+    for edge in GRAPH[name]:
+        if room(edge) == room(name) and edge.split(".")[1:2] != part:
+            lower = rank(edge) < rank(name)
+            files = RANKS[room(name)][rank(name)] and rank(edge) == rank(name)
+            beside = files and not (ROOT / "equitools" / room(name) / part[0]).is_dir()
+            assert lower or beside, f"{name} → {edge}"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_module_imports_what_lies_below_it(name):
-    group = name.split(".")[0]
-    reached = {edge.split(".")[0] for edge in edges(name)} - {"equitools"}
-    if group in MAY:
-        assert reached - {group} <= MAY[group]
-    assert not reached & MUST_NOT.get(group, set())
-    if group != "stages":
-        assert "stages" not in reached, "the library knows no stage"
-
-
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.split(".")[0] in SIBLINGS))
 def test_siblings_never_import_one_another(name):
-    folder, _, leaf = name.partition(".")
-    if not leaf or folder == "backbones":
-        return
-    assert not [edge for edge in edges(name) if edge.startswith(f"{folder}.")]
+    folder, _, leaf = name.rpartition(".")
+    if folder in STRANGERS:
+        assert not [edge for edge in GRAPH[name] if edge.rpartition(".")[0] == folder]
+    if folder == "data.sources" and leaf not in SOURCES:
+        others = [edge for edge in GRAPH[name] if edge.rpartition(".")[0] == folder]
+        allowed = {"data.sources.source"} | (
+            {"data.sources.scenes"} if leaf == "scene_folders" else set()
+        )
+        assert set(others) <= allowed
 
 
 def test_no_two_modules_import_each_other():
-    graph = {name: edges(name) for name in MODULES}
-    list(graphlib.TopologicalSorter(graph).static_order())
+    list(graphlib.TopologicalSorter(GRAPH).static_order())
 
 
-@pytest.mark.parametrize("name", sorted(FRAME))
-def test_the_frame_needs_the_standard_library_yaml_click_and_rich(name):
-    outside = {found.split(".")[0] for found in imports(MODULES[name])} - {"equitools"}
-    assert outside - set(sys.stdlib_module_names) <= THIRD_PARTY
+def torch_free():
+    return sorted(TORCH_FREE | {name for name in MODULES if room(name) == "manifest"})
 
 
-@pytest.mark.parametrize("stage", sorted(n for n in MODULES if n.startswith("stages.")))
-def test_a_stage_answers_help_without_torch(stage):
-    code = f"import sys, equitools.{stage}; sys.exit('torch' in sys.modules)"
+def test_the_rooms_below_need_no_torch():
+    code = "".join(f"import equitools.{name}\n" for name in torch_free())
+    code += "import sys\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.count(".") < 2 and "stages" in n))
+def test_a_stage_answers_help_without_torch(name):
+    code = f"import sys, equitools.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_folder_is_larger_than_one_can_read():
+    for folder in {path.parent for path in MODULES.values()}:
+        assert len(list(folder.glob("*.py"))) <= LARGEST_FOLDER, folder
 
 
 def test_the_package_list_is_the_folders():
     declared = PYPROJECT["tool"]["setuptools"]["packages"]
-    folders = [path.parent.name for path in (ROOT / "equitools").glob("*/__init__.py")]
-    expected = ["equitools", *(f"equitools.{folder}" for folder in folders)]
-    assert sorted(declared) == sorted([*expected, "equitools.stages", "equitools.manifests"])
+    folders = [path.parent for path in MODULES.values() if path.name == "__init__.py"]
+    names = [".".join(path.relative_to(ROOT).parts) for path in folders]
+    names = [f"equitools.{n}" if n.startswith("stages") else n for n in names]
+    assert sorted(declared) == sorted(["equitools", *names, "equitools.manifests"])
 
 
 def test_every_console_script_is_a_stage_and_every_stage_a_script():
@@ -158,14 +171,16 @@ def test_every_console_script_is_a_stage_and_every_stage_a_script():
 
 def test_the_top_folder_holds_what_the_design_says():
     ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
-    found = {
+    names = {
         path.name
         for path in ROOT.iterdir()
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
     }
-    assert found <= {
+    assert names <= {
         ".ci", ".git", ".github", ".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE",
         "SECURITY.md",
         "Makefile", "README.md", "docs", "equitools", "manifests", "pyproject.toml", "stages",
         "tests",
     }  # fmt: skip
+    rooms = {p.name for p in (ROOT / "equitools").iterdir() if p.name != "__pycache__"}
+    assert rooms == {*LAW, "__init__.py", "py.typed"}

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from toys import BATCH, SPLIT, small, toy_step
 
-from equitools import contrast
-from equitools.errors import UsageError
-from equitools.heads import mlp
+from equitools.core.errors import UsageError
+from equitools.nn.heads import mlp
+from equitools.nn.losses.info_nce import similarities
 from equitools.objectives import barlow, byol, debiased, simclr
 from equitools.objectives.barlow import off_diagonal
 
@@ -252,7 +252,7 @@ def test_an_mlp_has_norms_and_biases_only_where_it_is_told():
 
 
 def test_similarities_leave_out_a_sample_itself_in_both_views():
-    positives, negatives = contrast.similarities(torch.randn(3, 4), torch.randn(3, 4))
+    positives, negatives = similarities(torch.randn(3, 4), torch.randn(3, 4))
     assert positives.shape == (6,)
     hidden = torch.isinf(negatives).nonzero().tolist()
     assert hidden == [[row, column] for row in range(6) for column in (row % 3, row % 3 + 3)]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from equitools import learner, loop, manifest, recipe
-from equitools.records import View
+from equitools import manifest
+from equitools.core.records import View
+from equitools.training import learner, optimization, recipe
 
 FOLDERS = ("objective", "equivariance", "backbone", "schedule")
 INVARIANT = ["simclr", "byol", "mocov2", "mocov3", "barlow", "debiased"]
@@ -36,7 +37,7 @@ PAPERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_has_the_numbers_of_its_paper(name):
-    full = learner.resolve(fold(name, "resnet50"))
+    full = recipe.resolve(fold(name, "resnet50"))
     found = full["optimizer"]
     assert (
         found["lr"], found["weight_decay"], full["batch_size"], found["name"],
@@ -51,7 +52,7 @@ def test_a_layer_has_the_numbers_of_its_paper(name):
 def test_the_asymmetric_pictures_of_byol_are_those_of_barlow_and_mocov3():
     """Blur of one view always and of the other rarely; solarized is only the other."""
     for name in ("byol", "barlow", "mocov3"):
-        views = learner.resolve(fold(name, "resnet50"))["views"]["global"]
+        views = recipe.resolve(fold(name, "resnet50"))["views"]["global"]
         assert (views["blur"], views["solarize"]) == ([1.0, 0.1], [0.0, 0.2])
         assert views["jitter"] == {
             "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
@@ -69,12 +70,12 @@ def test_the_order_of_layers_does_not_matter(mini, name):
 @pytest.mark.parametrize("mini", ["vit-mini", "resnet-mini"])
 @pytest.mark.parametrize("words", [*[[name] for name in LAYERS], ["byol", "ddcl"]])
 def test_a_few_steps_on_one_batch_lower_the_loss(mini, words):
-    settings = learner.resolve(fold(*words, mini))
+    settings = recipe.resolve(fold(*words, mini))
     torch.manual_seed(0)
     model = learner.build(settings)
     slow = model.encoder if model.needs_target else None
     views = [View(torch.randn(8, 3, 32, 32), {}, torch.eye(3)) for _ in range(2)]
-    optimizer = loop.make_optimizer(settings, model)
+    optimizer = optimization.make_optimizer(settings, model)
     losses = []
     for _ in range(5):
         target = None if slow is None else model.see_slowly(slow, views)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from equitools.errors import DataError, NumericalError, UsageError
-from equitools.evals.knn import evaluate, knn, neighbors
-from equitools.features import Table
+from equitools.core.errors import DataError, NumericalError, UsageError
+from equitools.evals.classification.knn import evaluate
+from equitools.features.neighbors import knn, neighbors
+from equitools.features.table import Table
 
 
 def clouds(count, classes=7, width=12, seed=0):

@@ -8,9 +8,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from equitools import backbones, features
+from equitools import backbones
 from equitools.backbones.vit import LateClassToken, late_cls
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
+from equitools.features.extract import choose_layers
 
 DEPTH = 4
 
@@ -194,9 +195,9 @@ def test_registers_join_with_the_class_token_and_no_patch_is_spared_by_patch_dro
 
 def test_evaluations_take_the_blocks_that_have_a_class_token():
     encoder = made(2)
-    assert features.choose_layers(encoder, "auto", "cls4") == "cls2"
+    assert choose_layers(encoder, "auto", "cls4") == "cls2"
     with pytest.raises(UsageError, match="2 blocks with a class token"):
-        features.choose_layers(encoder, "cls3", "cls4")
+        choose_layers(encoder, "cls3", "cls4")
     with pytest.raises(UsageError, match="2 blocks have class tokens"):
         encoder(torch.randn(1, 3, 32, 32), cls=3)
 

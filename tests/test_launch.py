@@ -7,8 +7,7 @@ from pathlib import Path
 
 import forked
 import pytest
-
-from equitools import launch
+from equitools.stages.cli import launch
 
 STUBBORN = """
 import os, signal, sys, time

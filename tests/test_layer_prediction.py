@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 from asking import ask, make_chain, write
-from equitools.stages import perturb
+from equitools.stages.perturb import PROGRAM
 from seen import smooth, source
 
-from equitools import backbones, manifest, maps, preprocess
+from equitools import backbones, manifest
 from equitools.augment import geometry
-from equitools.errors import DataError, EquiError, UsageError
-from equitools.evals import equivariance
-from equitools.evals.layers import evaluate, pairs
+from equitools.core.errors import DataError, EquiError, UsageError
+from equitools.evals.equivariance import score as equivariance_score
+from equitools.evals.equivariance.layers import evaluate, pairs
+from equitools.features import maps
+from equitools.features.transform import evaluation_transform
 
 FAST = {"epochs": 15, "hidden": 32, "lr": 0.01, "batch_size": 32, "seeds": [0, 1]}
 
@@ -69,7 +71,7 @@ def test_a_resnet_made_symmetric_cannot_tell_turns_and_a_random_one_can():
         found = evaluate(net, **knobs).scores
         accuracy[symmetric] = [found[f"rotation/layer{i}/mean/top1"] for i in (2, 5)]
         groups = {"groups": ["rotation", "flip"], "random": False, "images": 32}
-        found = equivariance.evaluate(net, **groups).scores
+        found = equivariance_score.evaluate(net, **groups).scores
         score[symmetric] = [v for name, v in found.items() if name.endswith("moved")]
     assert score[True] == pytest.approx([1] * 4, abs=1e-3)
     assert max(score[False]) < 0.99
@@ -86,7 +88,7 @@ def resnet(symmetric):
             weight = layer.weight.data
             every = [geometry.permute(weight, (f, k)) for f in (False, True) for k in range(4)]
             layer.weight.data = torch.stack(every).mean(0)
-    transform = preprocess.evaluation_transform(encoder, size=33, crop_pct=1.0)
+    transform = evaluation_transform(encoder, size=33, crop_pct=1.0)
     return maps.maps_of(encoder, transform, [2, 5], norm=True)
 
 
@@ -138,7 +140,7 @@ def test_the_stage_reads_five_layers_of_both_splits(tmp_path):
     chain = make_chain(tmp_path)
     words = ["layers", "workers=0", "tests.layers.epochs=2", "tests.layers.seeds=0,1",
              "tests.layers.hidden=16"]  # fmt: skip
-    found = ask(perturb.PROGRAM, chain, *words, out=tmp_path / "layers")
+    found = ask(PROGRAM, chain, *words, out=tmp_path / "layers")
     for task, chance in (("rotation", 25), ("flip", 50)):
         for layer in (1, 2, 3, 4):
             at = f"perturb/layers/{task}/layer{layer}"
@@ -151,5 +153,5 @@ def test_the_stage_reads_five_layers_of_both_splits(tmp_path):
     document = manifest.load_file(chain)[0]
     document["files"]["shards.val"] = document["files"]["shards.train"]
     with pytest.raises(EquiError, match="same shards") as refused:
-        ask(perturb.PROGRAM, write(document, tmp_path / "leak.yaml"), *words, out=tmp_path / "no")
+        ask(PROGRAM, write(document, tmp_path / "leak.yaml"), *words, out=tmp_path / "no")
     assert refused.value.code == DataError.code

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from equitools.stages.cli.program import Program
 
 from equitools import manifest
-from equitools.frame import Program
 
 ROOT = Path(__file__).parents[1]
 LAYERS = sorted((ROOT / "manifests").glob("*/*.yaml"))

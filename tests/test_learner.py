@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from equitools import ema, learner
-from equitools.errors import UsageError
-from equitools.records import View
+from equitools.core.errors import UsageError
+from equitools.core.records import View
+from equitools.nn import ema
+from equitools.training import learner
+from equitools.training import recipe as training_recipe
 
 TINY = {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8}
 
@@ -17,7 +19,7 @@ def recipe(**changes):
         "equivariance": {"clever": {"weight": 0.5, "out_dim": 32}},
         "views": {"global": {"size": 32}, "local": {"size": 16, "count": 2}},
     }
-    return learner.resolve(base | changes)
+    return training_recipe.resolve(base | changes)
 
 
 def views(samples=3):
@@ -52,7 +54,7 @@ def test_every_default_is_written_back_and_resolving_again_changes_nothing():
     assert full["objective"]["student_temp"] == 0.1
     assert full["optimizer"]["lr"] == 5e-4
     assert full["schedule"]["warmup_epochs"] == 10
-    assert learner.resolve(full) == full
+    assert training_recipe.resolve(full) == full
 
 
 @pytest.mark.parametrize(

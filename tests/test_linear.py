@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from equitools.errors import DataError, NumericalError, UsageError
-from equitools.evals.linear import Heads, evaluate
-from equitools.features import Table
-from equitools.label_checks import check_head
-from equitools.probing import cosine, spread
+from equitools.core.errors import DataError, NumericalError, UsageError
+from equitools.evals.classification.linear import evaluate
+from equitools.evals.classifiers.linear import Heads
+from equitools.evals.classifiers.protocol import cosine, spread
+from equitools.features.labels import check_head
+from equitools.features.table import Table
 
 
 def table(count, seed, classes=6, width=8, noise=1.0, split=None):

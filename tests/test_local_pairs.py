@@ -7,10 +7,12 @@ import pytest
 import torch
 from test_ser import naive
 
-from equitools import augment, ema, learner, manifest, planning, recipe, throughput
+from equitools import augment, manifest
 from equitools.augment import geometry, grid
-from equitools.errors import UsageError
-from equitools.records import Portion
+from equitools.core.errors import UsageError
+from equitools.core.records import Portion
+from equitools.nn import ema
+from equitools.training import estimate, learner, recipe, throughput
 
 WHOLE = {"global": {"size": 24}, "local": {"size": 12, "count": 4}}
 GRID = {**WHOLE, "grid": {"portion": 0.5, "patch": 4}}
@@ -104,7 +106,7 @@ def resolved(views=PAIRS, **term):
         "views": views,
         "batch_size": 8,
     }
-    return learner.resolve(asked)
+    return recipe.resolve(asked)
 
 
 @pytest.fixture(scope="module", params=["online", "slow"])
@@ -159,14 +161,14 @@ def test_the_slow_encoder_sees_no_local_crop(ran):
 def test_the_plan_knows_the_new_views():
     settings = resolved()
     plan = augment.plan(settings["views"])
-    line = planning._views(plan)
+    line = estimate._views(plan)
     assert line.endswith("; 2 grid of ~24 px + 4 grid_local of ~12 px for 50 % of the batch")
     blank = throughput.blank(plan, 4, 2)
     assert [len(view.image) for view in blank] == [2] * 12
     assert [view.image.shape[-1] for view in blank] == [24] * 2 + [12] * 4 + [24] * 2 + [12] * 4
     model = learner.build(settings)
-    fixed, each = planning.activations(model, settings["views"])
-    kept = planning.kept(model, settings["views"], 6, 3)
+    fixed, each = estimate.activations(model, settings["views"])
+    kept = estimate.kept(model, settings["views"], 6, 3)
     assert fixed + 6 * each == pytest.approx(kept, rel=1e-3)
 
 
@@ -176,7 +178,7 @@ def test_the_layer_makes_2_plus_4_views_of_any_ser_recipe():
         for word in (*words, "ser-2+4"):
             folders = ("objective", "equivariance", "backbone", "views", "schedule")
             whole = manifest.fold(whole, manifest.layer(word, folders)["recipe"])
-        views = learner.resolve(recipe.apply_defaults(whole))["views"]
+        views = recipe.resolve(recipe.apply_defaults(whole))["views"]
         pairs, first = views["grid_local"], views["grid"]
         assert (pairs["count"], pairs["size"]) == (4, views["local"]["size"])
         assert all(pairs[key] == first[key] for key in ("portion", "patch", "area", "aspect"))

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from equitools import logistic, probing
-from equitools.errors import NumericalError, UsageError
-from equitools.evals import frozen
+from equitools.core.errors import NumericalError, UsageError
+from equitools.evals.classification import downstream_linear
+from equitools.evals.classifiers import logistic as classifiers_logistic
+from equitools.evals.classifiers.logistic import PENALTIES
+from equitools.evals.classifiers.protocol import percents
 
 
 def problem(count=60, width=7, classes=3, noise=1.0, seed=0):
@@ -17,7 +19,9 @@ def problem(count=60, width=7, classes=3, noise=1.0, seed=0):
 
 
 def solve(features, labels, penalty, **knobs):
-    return next(logistic.path(features, labels, int(labels.max()) + 1, [penalty], **knobs))[1]
+    return next(
+        classifiers_logistic.path(features, labels, int(labels.max()) + 1, [penalty], **knobs)
+    )[1]
 
 
 def newton(features, labels, penalty):
@@ -57,7 +61,7 @@ def test_the_optimum_is_newtons(penalty, width):
 
 def test_a_path_ends_where_a_cold_start_does():
     features, labels = problem()
-    path = dict(logistic.path(features, labels, 3, logistic.PENALTIES[20:], tolerance=1e-9))
+    path = dict(classifiers_logistic.path(features, labels, 3, PENALTIES[20:], tolerance=1e-9))
     assert list(path) == sorted(path, reverse=True)
     weakest = min(path)
     cold = solve(features, labels, weakest, tolerance=1e-9)
@@ -76,23 +80,25 @@ def test_features_of_any_scale_and_offset_are_solved():
 
 def test_the_penalty_is_the_strongest_of_the_best_and_ignores_what_is_not_held_out():
     features, labels = problem(noise=0.1)
-    held = frozen.hold_out(labels, 0.2, seed=0)
+    held = downstream_linear.hold_out(labels, 0.2, seed=0)
     assert torch.bincount(labels[held]).tolist() == [4, 4, 4]
-    chosen, right = logistic.choose(features, labels, held, 3, [0.01, 1.0, 10.0], iterations=100)
+    chosen, right = classifiers_logistic.choose(
+        features, labels, held, 3, [0.01, 1.0, 10.0], iterations=100
+    )
     assert (chosen, right) == (10.0, 100.0)
 
 
 def test_forty_five_penalties_from_a_millionth_to_a_hundred_thousand():
-    assert len(logistic.PENALTIES) == 45
-    assert logistic.PENALTIES[0] == pytest.approx(1e-6)
-    assert logistic.PENALTIES[-1] == pytest.approx(1e5)
+    assert len(PENALTIES) == 45
+    assert PENALTIES[0] == pytest.approx(1e-6)
+    assert PENALTIES[-1] == pytest.approx(1e5)
 
 
 def test_a_class_with_one_sample_keeps_it():
     labels = torch.tensor([0, 1, 1, 1, 1, 1])
-    assert frozen.hold_out(labels, 0.5, seed=3)[0].item() is False
+    assert downstream_linear.hold_out(labels, 0.5, seed=3)[0].item() is False
     with pytest.raises(UsageError, match=r"penalties=0\.1"):
-        frozen.hold_out(torch.arange(4), 0.2, seed=0)
+        downstream_linear.hold_out(torch.arange(4), 0.2, seed=0)
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -102,5 +108,5 @@ def test_features_that_are_not_finite_are_refused():
 
 def test_macro_accuracy_weighs_classes_and_leaves_out_those_without_samples():
     logits = torch.eye(3)[[0, 0, 0, 0, 1]]
-    found = probing.percents(logits, torch.tensor([0, 0, 0, 1, 1]))
+    found = percents(logits, torch.tensor([0, 0, 0, 1, 1]))
     assert found == pytest.approx({"top1": 80.0, "macro": 75.0})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from equitools import manifest
-from equitools.cells import knobs_of, layers_of
+from equitools.manifest.cells import knobs_of, layers_of
 
 ROOT = Path(__file__).parent.parent
 TABLE = manifest.layer("table2", ("table",))["table"]
@@ -258,7 +258,10 @@ def test_what_needs_other_data_is_run_where_make_is_told_of_it(project: Path) ->
     assert f'label=FLOWERS data="{project}/flowers"' in told
     assert f'label=DUTS data="{project}/duts"' in told
     assert f'list="{project}/lists/10percent.txt"' in told
-    assert "equitools.scene_sets video" in make(project, "-n", "reproduce-table9").stdout
+    assert (
+        "equitools.data.sources.scene_folders video"
+        in make(project, "-n", "reproduce-table9").stdout
+    )
     assert "Figure 4 needs ECSSD=" in make(project, "-n", "reproduce-figure4", *paper[3:]).stdout
 
 

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from equitools import documents, manifest
-from equitools.errors import DataError, UsageError
+from equitools import manifest
+from equitools.core.errors import DataError, UsageError
+from equitools.core.files import write_atomic
+from equitools.manifest import strict_yaml
 
 # --- Folding ---------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_laid_on_says_where_it_was_written():
-    below, above = documents.load("---\na: {b: 1, c: 2}\n...\n", "below.yaml")[0], {"a": {"b": 3}}
+    below, above = strict_yaml.load("---\na: {b: 1, c: 2}\n...\n", "below.yaml")[0], {"a": {"b": 3}}
     first, second = manifest.fold(below, above)["a"]
     assert getattr(first, "origin", "") == ""
     assert second.origin == "below.yaml:2"
@@ -206,13 +208,13 @@ def test_a_url_is_left_as_it_is(tmp_path):
 
 def test_a_write_is_whole_or_nothing(tmp_path):
     path = tmp_path / "file"
-    manifest.write_atomic(path, "one")
-    manifest.write_atomic(path, b"two")
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "x").write_text("")
     with pytest.raises(OSError) as caught:  # noqa: PT011
-        manifest.write_atomic(tmp_path / "folder", "three")
+        write_atomic(tmp_path / "folder", "three")
     assert caught.value.filename == str(tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -5,15 +5,17 @@ import math
 import pytest
 import torch
 from asking import ask, make_chain, write
-from equitools.stages import perturb, probe
+from equitools.stages import probe
+from equitools.stages.perturb import PROGRAM
 from torch import nn
 from torch.nn import functional as F
 
-from equitools import classifiers, manifest
-from equitools.classifiers import Classifiers
-from equitools.errors import NumericalError, UsageError
-from equitools.evals import linear, mlp, perturbed
-from equitools.features import Table
+from equitools import manifest
+from equitools.core.errors import NumericalError, UsageError
+from equitools.evals import linear, mlp
+from equitools.evals.classifiers.mlp import Classifiers, logits, named, shape
+from equitools.evals.robustness import judges
+from equitools.features.table import Table
 
 FAST = {"epochs": 12, "lrs": [0.1], "batch_size": 32, "seeds": [0, 1], "hidden": 32}
 
@@ -89,7 +91,7 @@ def test_the_saved_head_gives_the_reported_accuracy(standardize):
     train, test = rings(200, 0, split=2), rings(100, 1, split=2)
     train.features, test.features = train.features * 5 + 3, test.features * 5 + 3
     found = mlp(train, test, ["all", "ir"], "official", standardize=standardize, **FAST)
-    judged = perturbed.judge(test, found.heads, "official")
+    judged = judges.judge(test, found.heads, "official")
     for part in ("all", "ir"):
         assert judged[f"{part}/top1"] == pytest.approx(found.scores[f"{part}/mean/top1"])
         assert found.scores[f"{part}/seed1/best/top1"] >= found.scores[f"{part}/seed1/top1"]
@@ -121,12 +123,12 @@ def test_labels_that_mean_nothing_are_at_chance():
 def test_a_linear_head_and_an_mlp_are_read_from_one_kind_of_file():
     x = torch.randn(5, 4)
     weight, bias = torch.randn(3, 4), torch.randn(3)
-    found = classifiers.named({"all/seed0/weight": weight, "all/seed0/bias": bias})
-    assert torch.equal(classifiers.logits(found["all/seed0"], x), F.linear(x, weight, bias))
+    found = named({"all/seed0/weight": weight, "all/seed0/bias": bias})
+    assert torch.equal(logits(found["all/seed0"], x), F.linear(x, weight, bias))
     net = Classifiers(4, 3, torch.tensor([0.1]), 0, hidden=8)
     saved = net.tensors(0, torch.tensor(0.0), torch.tensor(1.0))
-    torch.testing.assert_close(classifiers.logits(saved, x), net.nets[0](x))
-    assert classifiers.shape(saved) == (3, 4)
+    torch.testing.assert_close(logits(saved, x), net.nets[0](x))
+    assert shape(saved) == (3, 4)
 
 
 @pytest.mark.parametrize("knob", [{"hidden": 0}, {"epochs": 0}, {"lrs": []}, {"holdout": 1.5}])
@@ -142,7 +144,7 @@ def test_the_stage_trains_it_on_four_blocks_and_perturb_judges_with_it(tmp_path)
     assert found["probe"]["layers"] == "cls4"
     assert {"probe/mlp/all/mean/top1", "probe/mlp/ef/seed1/best/top1"} <= found["scores"].keys()
     path = write(found, tmp_path / "probed.yaml")
-    grid = ask(perturb.PROGRAM, path, "grid", "draws=1", "workers=0", out=tmp_path / "grid")
+    grid = ask(PROGRAM, path, "grid", "draws=1", "workers=0", out=tmp_path / "grid")
     for part in ("all", "ir", "ef"):
         untouched = grid["scores"][f"perturb/grid/orig/{part}/mean/top1"]
         assert untouched == pytest.approx(found["scores"][f"probe/mlp/{part}/mean/top1"])

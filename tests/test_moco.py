@@ -8,10 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 from toys import BATCH, SPLIT, small, toy_step
 
-from equitools import backbones, contrast, ema, learner, manifest, parallel
-from equitools.errors import UsageError
+from equitools import backbones, manifest
+from equitools.core import distributed
+from equitools.core.errors import UsageError
+from equitools.core.records import View
+from equitools.nn import ema
+from equitools.nn.losses.info_nce import info_nce
 from equitools.objectives import mocov2, mocov3
-from equitools.records import View
+from equitools.training import learner
+from equitools.training import recipe as training_recipe
 
 
 def queries_and_keys(objective, step):
@@ -114,7 +119,7 @@ def moco_recipe(**changes):
         "views": {"global": {"size": 32}},
         "batch_size": 16,
     }
-    return learner.resolve(recipe | changes)
+    return training_recipe.resolve(recipe | changes)
 
 
 def test_mocov2_alone_encodes_one_view_with_each_network():
@@ -160,11 +165,11 @@ def test_mocov3_asks_local_crops_for_the_global_keys_and_averages():
 
 
 def test_a_query_finds_its_key_behind_those_of_the_ranks_before(monkeypatch):
-    monkeypatch.setattr(parallel, "world_size", lambda: 3)
-    monkeypatch.setattr(parallel, "rank", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 2)
     keys = F.normalize(torch.randn(12, 5), dim=-1)
     expected = -torch.log_softmax(keys[8:] @ keys.T / 0.1, dim=1)[range(4), range(8, 12)].mean()
-    torch.testing.assert_close(contrast.info_nce(keys[8:], keys, 0.1), expected)
+    torch.testing.assert_close(info_nce(keys[8:], keys, 0.1), expected)
 
 
 def test_equal_keys_cost_four_tau_ln_n():

@@ -5,8 +5,9 @@ from typing import Literal
 
 import pytest
 
-from equitools import manifest, names
-from equitools.errors import UsageError
+from equitools import manifest
+from equitools.core.errors import UsageError
+from equitools.manifest import schema
 
 
 class SimCLR:
@@ -39,28 +40,28 @@ DEFAULTS = {
 
 
 def test_every_default_is_written_back():
-    assert names.knobs(SimCLR, {}, "recipe.objective") == DEFAULTS
+    assert schema.knobs(SimCLR, {}, "recipe.objective") == DEFAULTS
     given = {"layers": 2, "size": 4}
-    assert names.knobs(SimCLR, given, "recipe.objective") == DEFAULTS | given
+    assert schema.knobs(SimCLR, given, "recipe.objective") == DEFAULTS | given
 
 
 def test_what_is_written_back_is_accepted_again():
-    filled = names.knobs(SimCLR, {"betas": [0.5, 1]}, "recipe.objective")
-    assert names.knobs(SimCLR, filled, "recipe.objective") == filled
+    filled = schema.knobs(SimCLR, {"betas": [0.5, 1]}, "recipe.objective")
+    assert schema.knobs(SimCLR, filled, "recipe.objective") == filled
 
 
 def test_defaults_are_not_shared():
-    names.knobs(SimCLR, {}, "x")["parts"].append("more")
-    assert names.knobs(SimCLR, {}, "x")["parts"] == ["all"]
+    schema.knobs(SimCLR, {}, "x")["parts"].append("more")
+    assert schema.knobs(SimCLR, {}, "x")["parts"] == ["all"]
 
 
 def test_an_unknown_knob_gets_the_nearest_one():
     with pytest.raises(
         UsageError, match="simclr takes no 'temprature'; did you mean 'temperature'"
     ):
-        names.knobs(SimCLR, {"temprature": 1}, "recipe.objective")
+        schema.knobs(SimCLR, {"temprature": 1}, "recipe.objective")
     with pytest.raises(UsageError, match="simclr takes no 'dim'"):
-        names.knobs(SimCLR, {"dim": 1}, "recipe.objective")
+        schema.knobs(SimCLR, {"dim": 1}, "recipe.objective")
 
 
 def test_a_key_from_a_file_is_named_with_its_line():
@@ -68,10 +69,10 @@ def test_a_key_from_a_file_is_named_with_its_line():
     given = manifest.fold({"objective": {"label": "y"}}, document)["objective"]
     del given["name"]
     with pytest.raises(UsageError, match=r"recipe\.objective\.temprature, my\.yaml:4"):
-        names.knobs(SimCLR, given, "recipe.objective")
+        schema.knobs(SimCLR, given, "recipe.objective")
     document = manifest.load("---\nlayers: many\n...\n", "my.yaml")[0]
     with pytest.raises(UsageError, match=r"my\.yaml:2 is 'many'; it must be a whole number"):
-        names.knobs(SimCLR, document, "recipe.objective")
+        schema.knobs(SimCLR, document, "recipe.objective")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_key_from_a_file_is_named_with_its_line():
     ],
 )
 def test_values_become_what_the_annotation_says(key, given, kept):
-    found = names.knobs(SimCLR, {key: given}, "x")[key]
+    found = schema.knobs(SimCLR, {key: given}, "x")[key]
     assert found == kept
     assert type(found) is type(kept)
 
@@ -118,37 +119,37 @@ def test_values_become_what_the_annotation_says(key, given, kept):
 )
 def test_a_wrong_type_is_refused_in_words(key, given, says):
     with pytest.raises(UsageError, match=rf"x\.{key} is .*{says}"):
-        names.knobs(SimCLR, {key: given}, "x")
+        schema.knobs(SimCLR, {key: given}, "x")
 
 
 def test_functions_are_called_by_their_section():
     def settings(*, epochs: int, seed: int = 0) -> None: ...
 
     with pytest.raises(UsageError, match="probe takes no 'epoch'; did you mean 'epochs'"):
-        names.knobs(settings, {"epoch": 1}, "probe")
+        schema.knobs(settings, {"epoch": 1}, "probe")
     with pytest.raises(UsageError, match="probe needs 'epochs'"):
-        names.knobs(settings, {}, "probe")
-    assert names.knobs(settings, {"epochs": 2}, "probe") == {"epochs": 2, "seed": 0}
+        schema.knobs(settings, {}, "probe")
+    assert schema.knobs(settings, {"epochs": 2}, "probe") == {"epochs": 2, "seed": 0}
 
 
 def test_a_signature_with_open_ends_takes_everything():
     def settings(*, a: int = 0, **rest: int) -> None: ...
 
-    assert names.knobs(settings, {"b": 1}, "x") == {"a": 0, "b": 1}
+    assert schema.knobs(settings, {"b": 1}, "x") == {"a": 0, "b": 1}
 
 
 def test_picking_lists_the_choices():
     menu = types.SimpleNamespace(simclr=SimCLR, _hidden=SimCLR, __all__=["simclr"])
-    assert names.pick(menu, "simclr") is SimCLR
+    assert schema.pick(menu, "simclr") is SimCLR
     with pytest.raises(UsageError, match="no objective 'simcl'; did you mean 'simclr'"):
-        names.pick(menu, "simcl", "objective")
+        schema.pick(menu, "simcl", "objective")
     with pytest.raises(UsageError, match="no objective 'xyz'; the choices are simclr"):
-        names.pick(menu, "xyz", "objective")
+        schema.pick(menu, "xyz", "objective")
     with pytest.raises(UsageError, match="no name '_hidden'"):
-        names.pick(types.SimpleNamespace(simclr=SimCLR, _hidden=SimCLR), "_hidden")
+        schema.pick(types.SimpleNamespace(simclr=SimCLR, _hidden=SimCLR), "_hidden")
     with pytest.raises(UsageError, match="no objective"):
-        names.pick(menu, ["simclr"], "objective")
+        schema.pick(menu, ["simclr"], "objective")
 
 
 def test_the_menu_has_a_line_for_each_choice():
-    assert names.menu({"simclr": SimCLR}) == [("simclr", "Contrast two views.")]
+    assert schema.menu({"simclr": SimCLR}) == [("simclr", "Contrast two views.")]

@@ -7,8 +7,10 @@ import torch
 from torch.nn import functional as F
 from toys import small, toy_step
 
-from equitools import ema, parts
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
+from equitools.nn import ema, schedules
+from equitools.nn.losses.cosine import predicted_cosine
+from equitools.nn.term import partners
 from equitools.objectives import dino, simsiam
 
 
@@ -49,7 +51,7 @@ def test_dino_has_the_gradient_of_the_naive_loop():
 
 
 def test_the_pairs_are_sixteen_crossed_with_locals_and_two_among_globals():
-    met = parts.partners(toy_step(local=8))
+    met = partners(toy_step(local=8))
     assert met == [(1,), (0,), *[(0, 1)] * 8]
     assert sum(map(len, met)) == 18
 
@@ -58,11 +60,11 @@ def test_slow_views_are_one_for_every_global_view_and_some_must_meet():
     step = toy_step(local=1)
     step.target = step.target[:1]
     with pytest.raises(UsageError, match="1 slow views for 2 global views"):
-        parts.partners(step)
+        partners(step)
     step = toy_step(local=0)
     step.views, step.target = step.views[:1], step.target[:1]
     with pytest.raises(UsageError, match=r"views\.global\.count"):
-        parts.partners(step)
+        partners(step)
 
 
 def test_initial_cross_entropy_lies_where_the_published_heads_put_it():
@@ -88,7 +90,7 @@ def test_the_center_is_a_running_mean_of_slow_logits():
 
 
 def test_accumulated_passes_move_the_center_like_one_batch():
-    whole, halves = parts.Center(5, 0.9), parts.Center(5, 0.9)
+    whole, halves = ema.Center(5, 0.9), ema.Center(5, 0.9)
     logits = torch.randn(8, 5)
     whole.observe(logits.mean(0))
     for half in logits.split(4):
@@ -139,7 +141,7 @@ def test_teacher_temperature_warms_up_within_a_duration(epochs, expected):
 @pytest.mark.parametrize("text", ["soon", "x%", "10"])
 def test_a_duration_in_other_words_is_refused(text):
     with pytest.raises(UsageError, match="no duration"):
-        parts.elapsed(text, toy_step())
+        schedules.elapsed(text, toy_step())
 
 
 def test_uniform_assignments_have_entropy_ln_k():
@@ -166,7 +168,7 @@ def test_simsiam_is_the_symmetric_negative_cosine():
 def test_simsiam_stops_the_gradient_on_the_projected_side():
     p = [torch.randn(4, 8, requires_grad=True) for _ in range(2)]
     z = [torch.randn(4, 8, requires_grad=True) for _ in range(2)]
-    parts.predicted_cosine(p, z).mean().backward()
+    predicted_cosine(p, z).mean().backward()
     assert all(one.grad is not None for one in p)
     assert all(one.grad is None for one in z)
 

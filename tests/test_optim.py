@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from equitools import checkpoint, optim
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
+from equitools.nn import optim, schedules, serialization
 
 
 def test_the_rate_warms_up_linearly_and_ends_at_its_minimum():
-    assert optim.warmup_cosine(1.0, 0.1, 0.0, 0.2) == 0
-    assert optim.warmup_cosine(1.0, 0.1, 0.1, 0.2) == pytest.approx(0.5)
-    assert optim.warmup_cosine(1.0, 0.1, 0.2, 0.2) == pytest.approx(1.0)
-    assert optim.warmup_cosine(1.0, 0.1, 0.6, 0.2) == pytest.approx(0.55)  # half way down
-    assert optim.warmup_cosine(1.0, 0.1, 1.0, 0.2) == pytest.approx(0.1)
+    assert schedules.warmup_cosine(1.0, 0.1, 0.0, 0.2) == 0
+    assert schedules.warmup_cosine(1.0, 0.1, 0.1, 0.2) == pytest.approx(0.5)
+    assert schedules.warmup_cosine(1.0, 0.1, 0.2, 0.2) == pytest.approx(1.0)
+    assert schedules.warmup_cosine(1.0, 0.1, 0.6, 0.2) == pytest.approx(0.55)  # half way down
+    assert schedules.warmup_cosine(1.0, 0.1, 1.0, 0.2) == pytest.approx(0.1)
 
 
 def test_without_a_warm_up_the_rate_starts_at_its_base():
-    assert optim.warmup_cosine(0.3, 0.0, 0.0, 0.0) == pytest.approx(0.3)
+    assert schedules.warmup_cosine(0.3, 0.0, 0.0, 0.0) == pytest.approx(0.3)
 
 
 def test_biases_and_norms_are_not_decayed_and_constant_rates_stay():
@@ -145,7 +145,7 @@ def test_a_fused_optimizer_goes_on_as_if_it_had_never_stopped(name):
     for seed in range(3):
         step(model, optimizer, seed)
     again.load_state_dict(model.state_dict())
-    checkpoint.load_optimizer(restored, checkpoint.optimizer_tensors(optimizer))
+    serialization.load_optimizer(restored, serialization.optimizer_tensors(optimizer))
     for seed in (7, 8):
         step(model, optimizer, seed)
         step(again, restored, seed)

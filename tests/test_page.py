@@ -7,8 +7,12 @@ import subprocess
 import pytest
 from PIL import Image
 
-from equitools import pages, reports, robustness, tables
-from equitools.errors import DataError, UsageError
+from equitools.core.errors import DataError, UsageError
+from equitools.report import robustness
+from equitools.report import sheet as report_sheet
+from equitools.report.formats import html, tables
+from equitools.report.page import page
+from equitools.report.sweep import along, sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = '<script>alert("x")</script>'
@@ -26,20 +30,20 @@ def scored(method="dino", **more):
 
 
 def test_a_table_escapes_every_cell_and_heading():
-    html = pages.page(EVIL, [(EVIL, pages.table([EVIL], [[EVIL], [None]]))])
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 6
-    assert "<td></td>" in html
+    shown = html.page(EVIL, [(EVIL, html.table([EVIL], [[EVIL], [None]]))])
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") == 6
+    assert "<td></td>" in shown
 
 
 def test_markdown_of_a_report_becomes_the_same_table():
     text = "A caption <b>\n\n" + tables.render(["a|b", "n"], [["x|y", 1], ["é", None]])
     text += "\n- one\n- two <i>\n"
-    html = pages.markdown(text)
-    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", html)
+    shown = html.markdown(text)
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", shown)
     assert cells == ["a|b", "n", "x|y", "1", "é", ""]
-    assert html.startswith("<p>A caption &lt;b&gt;</p>")
-    assert "<li>two &lt;i&gt;</li>" in html
+    assert shown.startswith("<p>A caption &lt;b&gt;</p>")
+    assert "<li>two &lt;i&gt;</li>" in shown
 
 
 def test_a_page_needs_nothing_but_itself(tmp_path):
@@ -47,22 +51,22 @@ def test_a_page_needs_nothing_but_itself(tmp_path):
     (tmp_path / "numbers.md").write_text(tables.render(["n"], [[EVIL]]))
     include = [str(tmp_path / "numbers.md"), str(tmp_path / "figure.png")]
     documents = [scored(EVIL), scored("simsiam")]
-    said = reports.page(documents, lambda home: tmp_path, title=EVIL, include=include)
+    said = page(documents, lambda home: tmp_path, title=EVIL, include=include)
     assert said == f"{tmp_path / 'page.html'}\n"
-    html = (tmp_path / "page.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    shown = (tmp_path / "page.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', shown)
     assert sources
     assert all(source.startswith(("data:image/png;base64,", "#s")) for source in sources)
-    assert "<script" not in html
-    assert "default-src 'none'" in html
-    assert html.index("numbers</h2>") < html.index("Scores</h2>") < html.index("Robustness</h2>")
+    assert "<script" not in shown
+    assert "default-src 'none'" in shown
+    assert shown.index("numbers</h2>") < shown.index("Scores</h2>") < shown.index("Robustness</h2>")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to look at the page with")
 def test_a_real_browser_shows_the_page(tmp_path):
     Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "red.png")
     (tmp_path / "page.html").write_text(
-        pages.page("A page", [pages.file(tmp_path / "red.png"), ("T", pages.table(["n"], [[1]]))])
+        html.page("A page", [html.file(tmp_path / "red.png"), ("T", html.table(["n"], [[1]]))])
     )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,400",
                f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}",
@@ -78,11 +82,11 @@ def test_a_text_that_names_its_picture_brings_it_along(tmp_path):
     drawn = tmp_path / "robustness.png"
     Image.new("RGB", (2, 2)).save(drawn)
     (tmp_path / "figure1.md").write_text(f"| n |\n|---|\n| 1 |\n\n{drawn}\n{tmp_path}/gone.png\n")
-    heading, html = pages.file(tmp_path / "figure1.md")
+    heading, shown = html.file(tmp_path / "figure1.md")
     assert heading == "figure1"
-    assert html.count("<img") == 1
-    assert str(drawn) not in html
-    assert "gone.png" in html
+    assert shown.count("<img") == 1
+    assert str(drawn) not in shown
+    assert "gone.png" in shown
 
 
 def test_folders_of_pictures_are_shown_side_by_side(tmp_path):
@@ -91,23 +95,23 @@ def test_folders_of_pictures_are_shown_side_by_side(tmp_path):
         for name in names:
             Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{name}.png")
     folders = [str(tmp_path / "a/x"), str(tmp_path / "b/x")]
-    said = reports.sheet([], lambda home: tmp_path, folders=folders)
+    said = report_sheet.sheet([], lambda home: tmp_path, folders=folders)
     with Image.open(said.strip()) as sheet:
         assert sheet.height > 2 * 250, "two names are in both folders"
     with pytest.raises(DataError, match="is in all of"):
-        reports.sheet([], lambda home: tmp_path, folders=[*folders, str(tmp_path)])
+        report_sheet.sheet([], lambda home: tmp_path, folders=[*folders, str(tmp_path)])
 
 
 def test_what_a_page_cannot_hold_is_said(tmp_path):
     where = lambda home: tmp_path  # noqa: E731
     with pytest.raises(UsageError, match="needs documents"):
-        reports.page([], where)
+        page([], where)
     with pytest.raises(DataError, match="no scores, metrics or encoder"):
-        reports.page([{"kind": "shards"}], where)
+        page([{"kind": "shards"}], where)
     with pytest.raises(DataError, match="cannot read"):
-        pages.file(tmp_path / "none.png")
+        html.file(tmp_path / "none.png")
     with pytest.raises(UsageError, match="no picture"):
-        pages.file(tmp_path / "a.pdf")
+        html.file(tmp_path / "a.pdf")
 
 
 def test_curves_are_in_order_of_strength_and_begin_at_the_untouched_pictures():
@@ -136,13 +140,13 @@ def test_a_sweep_takes_the_runs_that_differ_in_one_knob_alone(tmp_path):
 
     keys = ["backbone.split", "equivariance.clever.weight"]
     runs = [run(0.8, 1, 70.0), run(0.5, 1, 60.0), run(0.8, 2, 65.0), run(0.5, 2, 1.0)]
-    found = robustness.sweep([*runs, run(0.5, 1, 62.0)], keys, "probe/linear/all/top1")
+    found = along([*runs, run(0.5, 1, 62.0)], keys, "probe/linear/all/top1")
     assert [(x, v.mean) for x, v in found["backbone.split"]] == [(0.5, 61.0), (0.8, 70.0)]
     assert [(x, v.mean) for x, v in found[keys[1]]] == [(1.0, 70.0), (2.0, 65.0)]
-    text = reports.sweep(runs, lambda home: tmp_path, keys=keys)
+    text = sweep(runs, lambda home: tmp_path, keys=keys)
     assert (tmp_path / "sweep.png").stat().st_size > 0
     assert "| backbone.split             | 0.5   | 60.0" in text
     with pytest.raises(DataError, match="do not differ"):
-        robustness.sweep(runs[:1], keys, "probe/linear/all/top1")
+        along(runs[:1], keys, "probe/linear/all/top1")
     with pytest.raises(DataError, match=r"no number recipe\.lr"):
-        robustness.sweep(runs, ["lr"], "probe/linear/all/top1")
+        along(runs, ["lr"], "probe/linear/all/top1")

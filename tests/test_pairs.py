@@ -2,11 +2,15 @@
 
 import pytest
 
-from equitools import backbones, equivariance, learner, names, objectives, pairs, parts
-from equitools.errors import UsageError
+from equitools import backbones, equivariance, objectives
+from equitools.core.errors import UsageError
+from equitools.manifest import schema
+from equitools.nn.term import goes_with
+from equitools.training import compatibility, learner
+from equitools.training import recipe as training_recipe
 
-OBJECTIVES = [name for name, _ in names.menu(objectives)]
-TERMS = [name for name, _ in names.menu(equivariance)]
+OBJECTIVES = [name for name, _ in schema.menu(objectives)]
+TERMS = [name for name, _ in schema.menu(equivariance)]
 SMALL = {
     "dino": {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8},
     "simsiam": {"dim": 16, "hidden": 8},
@@ -22,7 +26,7 @@ def build(name, views, **knobs):
         "views": views,
         "batch_size": 16,
     }
-    return learner.build(learner.resolve(recipe))
+    return learner.build(training_recipe.resolve(recipe))
 
 
 def test_the_menu_is_the_one_that_the_papers_compare():
@@ -59,23 +63,23 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused_when_the_recipe_is_re
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_table_of_objectives_shows_every_pair_as_it_is(name):
-    (_, heading), *rows = pairs.with_objectives()
+    (_, heading), *rows = compatibility.with_objectives()
     shown = dict(rows)[name].split()[: len(TERMS)]
     assert heading.split()[: len(TERMS)] == TERMS
     base = getattr(objectives, name)
-    fits = [parts.goes_with(getattr(equivariance, term), base) for term in TERMS]
+    fits = [goes_with(getattr(equivariance, term), base) for term in TERMS]
     assert shown == ["yes" if yes else "-" for yes in fits]
-    assert pairs.CROPS[base.crops] in dict(rows)[name]
+    assert compatibility.CROPS[base.crops] in dict(rows)[name]
 
 
 def test_the_table_of_backbones_shows_all_of_ours():
-    _, *rows = pairs.with_backbones()
+    _, *rows = compatibility.with_backbones()
     assert [name for name, _ in rows] == list(backbones.menu())
     assert all(cells.split() == ["yes"] * len(TERMS) for _, cells in rows)
 
 
 def test_what_a_term_asks_for_names_those_who_have_it():
-    asked = dict(pairs.asked())
+    asked = dict(compatibility.asked())
     assert list(asked) == TERMS
     assert "(dino)" in asked["clever"]
     assert "(byol, mocov3, simsiam)" in asked["ddcl"]
@@ -91,5 +95,5 @@ def test_a_backbone_without_inner_maps_goes_with_no_term_that_reads_them(monkeyp
             raise UsageError("one vector and no maps")
 
     monkeypatch.setattr(backbones, "create", lambda settings: Flat())
-    rows = dict(pairs.with_backbones())
+    rows = dict(compatibility.with_backbones())
     assert {TERMS[i]: c for i, c in enumerate(rows["vit_mini"].split())}["ser"] == "-"

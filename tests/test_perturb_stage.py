@@ -7,13 +7,18 @@ import pytest
 import torch
 from asking import ask, make_chain, write
 from equitools.stages import perturb, probe, transfer
+from equitools.stages.perturb import PROGRAM
 from forked import BIN, ENVIRONMENT
 from safetensors.torch import load_file, save_file
 
-from equitools import augment, encoders, features, finetune, frame, manifest
-from equitools.errors import DataError, EquiError
-from equitools.evals import perturbed
-from equitools.features import Table
+from equitools import manifest
+from equitools.augment import operations
+from equitools.core.errors import DataError, EquiError
+from equitools.evals.classifiers import finetuning
+from equitools.evals.robustness import judges, perturbations
+from equitools.features import encoders
+from equitools.features import extract as features
+from equitools.features.table import Table
 
 FAST = ["workers=0", "epochs=3", "lrs=0.1,1", "seeds=0,1"]
 COLUMNS = ["orig", "cj", "cj+flip", "cj+ro", "cj+ro180", "cj+ro+et"]
@@ -35,9 +40,9 @@ def probed(chain, tmp_path_factory):
 
 
 def test_the_grid_is_the_published_one_in_its_order():
-    grid = perturbed.grid()
+    grid = perturbations.grid()
     assert list(grid) == COLUMNS
-    assert grid["orig"] == perturbed.Column(interpolation="bicubic")
+    assert grid["orig"] == perturbations.Column(interpolation="bicubic")
     assert {grid[name].interpolation for name in COLUMNS[1:]} == {"bilinear"}
     jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     assert grid["cj"].operations == {"jitter": jitter}
@@ -50,40 +55,40 @@ def test_the_grid_is_the_published_one_in_its_order():
 
 
 def test_elastic_warps_scale_with_the_picture_unless_told_otherwise():
-    operations = perturbed.grid()["cj+ro+et"].operations
-    assert perturbed.scaled(operations, 224)["elastic"] == {"alpha": 100.0, "sigma": 5.0}
-    small = perturbed.scaled(operations, 32)["elastic"]
+    operations = perturbations.grid()["cj+ro+et"].operations
+    assert perturbations.scaled(operations, 224)["elastic"] == {"alpha": 100.0, "sigma": 5.0}
+    small = perturbations.scaled(operations, 32)["elastic"]
     assert small["alpha"] == pytest.approx(100 / 7)
     assert small["sigma"] == pytest.approx(5 / 7)
-    kept = perturbed.grid(scale=1.0)["cj+ro+et"].operations
-    assert perturbed.scaled(kept, 32)["elastic"]["alpha"] == 100.0
+    kept = perturbations.grid(scale=1.0)["cj+ro+et"].operations
+    assert perturbations.scaled(kept, 32)["elastic"]["alpha"] == 100.0
 
 
 @pytest.mark.parametrize("name", COLUMNS[1:])
 def test_a_picture_is_changed_alike_in_any_batch_and_anew_in_each_draw(name):
     pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     keys = ["a", "b", "c", "d"]
-    column = perturbed.grid()[name]
-    first, later = (perturbed.perturbation(column, 32, 0, draw) for draw in (0, 1))
+    column = perturbations.grid()[name]
+    first, later = (perturbations.perturbation(column, 32, 0, draw) for draw in (0, 1))
     whole = first(pictures, keys)
     assert torch.equal(first(pictures[2:3], ["c"]), whole[2:3])
     assert not torch.equal(later(pictures, keys), whole)
 
 
 def test_a_flip_is_always_applied():
-    flip = perturbed.perturbation(perturbed.Column({"flip": {"p": 1.0}}), 8, 0, 0)
+    flip = perturbations.perturbation(perturbations.Column({"flip": {"p": 1.0}}), 8, 0, 0)
     pictures = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(flip(pictures, [str(i) for i in range(20)]), pictures.flip(-1) / 255)
 
 
 def test_nothing_is_done_to_the_untouched_column():
-    assert perturbed.perturbation(perturbed.grid()["orig"], 32, 0, 0) is None
+    assert perturbations.perturbation(perturbations.grid()["orig"], 32, 0, 0) is None
 
 
 def test_a_sweep_has_one_column_a_strength():
-    assert list(perturbed.rotation(degrees=[15.0, 90.0])) == ["ro15", "ro90"]
-    assert list(perturbed.elastic(alpha=[50.0])) == ["et50"]
-    assert "jitter" in augment.operations()
+    assert list(perturbations.rotation(degrees=[15.0, 90.0])) == ["ro15", "ro90"]
+    assert list(perturbations.elastic(alpha=[50.0])) == ["et50"]
+    assert "jitter" in operations.menu()
 
 
 # --- Judging ---------------------------------------------------------------------------------
@@ -97,21 +102,21 @@ def test_saved_heads_are_averaged_over_seeds_and_read_their_own_channels():
     heads = {}
     for seed, right in ((0, torch.eye(3)), (1, torch.eye(3).roll(1, 0))):
         heads |= {f"ef/seed{seed}/weight": right, f"ef/seed{seed}/bias": torch.zeros(3)}
-    assert perturbed.judge(table, heads, "official") == {"ef/top1": 50.0}
+    assert judges.judge(table, heads, "official") == {"ef/top1": 50.0}
 
 
 def test_a_head_of_another_size_is_refused_with_both_sizes():
     table = Table(torch.randn(4, 5), torch.arange(4), list("abcd"), 10, width=5)
     heads = {"all/seed0/weight": torch.zeros(10, 96), "all/seed0/bias": torch.zeros(10)}
     with pytest.raises(DataError, match=r"10 classes × 96 features.*5 features"):
-        perturbed.judge(table, heads, "official")
+        judges.judge(table, heads, "official")
 
 
 # --- The stage -------------------------------------------------------------------------------
 
 
 def test_the_grid_of_every_part_with_draws_mean_and_sd(probed, tmp_path):
-    found = ask(perturb.PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path)
+    found = ask(PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path)
     scores = found["scores"]
     for part in ("all", "ir", "ef"):
         untouched = scores[f"perturb/grid/orig/{part}/mean/top1"]
@@ -126,13 +131,13 @@ def test_the_grid_of_every_part_with_draws_mean_and_sd(probed, tmp_path):
     assert record["transform"]["grid/cj+ro+et"]["elastic"]["alpha"] == pytest.approx(100 / 7)
     assert "bilinear" in record["transform"]["grid/cj"]["picture"]
     assert found["perturb"]["tests"]["grid"]["degrees"] == 90.0
-    again = ask(perturb.PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path / "again")
+    again = ask(PROGRAM, probed, "grid", "draws=2", "workers=0", out=tmp_path / "again")
     assert again["scores"] == scores
 
 
 def test_sweeps_of_rotation_and_elastic_together(probed, tmp_path):
     words = ["rotation", "elastic", "tests.rotation.degrees=45", "tests.elastic.alpha=50,100"]
-    found = ask(perturb.PROGRAM, probed, *words, "draws=1", "workers=0", out=tmp_path)
+    found = ask(PROGRAM, probed, *words, "draws=1", "workers=0", out=tmp_path)
     names = {key.split("/")[2] for key in found["scores"] if key.startswith("perturb/")}
     assert names == {"ro45", "et50", "et100"}
 
@@ -140,7 +145,7 @@ def test_sweeps_of_rotation_and_elastic_together(probed, tmp_path):
 def test_neighbors_judge_where_there_is_no_head(chain, tmp_path):
     ask(probe.PROGRAM, chain, "knn", "workers=0", "k=20", out=tmp_path / "knn")
     words = [tmp_path / "knn" / "manifest.yaml", "grid", "draws=1", "workers=0"]
-    found = ask(perturb.PROGRAM, *words, out=tmp_path / "grid")
+    found = ask(PROGRAM, *words, out=tmp_path / "grid")
     scores = found["scores"]
     assert scores["perturb/grid/orig/all/mean/top1"] == scores["probe/knn/all/k20/top1"]
     assert found["history"][-1]["judge"].startswith("20-NN")
@@ -156,7 +161,7 @@ def test_fine_tuned_networks_judge_the_pictures_that_they_were_tested_on(chain, 
     assert [key for key in tuned["files"] if key.startswith("transfer.encoder")] == named
     source = tmp_path / "tuned" / "manifest.yaml"
     words = [source, "grid", "rotation", "judge=finetuned", "draws=2", "workers=0"]
-    found = ask(perturb.PROGRAM, *words, out=tmp_path / "judged")
+    found = ask(PROGRAM, *words, out=tmp_path / "judged")
     scores = found["scores"]
     for part in ("all", "ir"):
         untouched = scores[f"perturb/finetuned-grid/orig/{part}/mean/top1"]
@@ -182,11 +187,11 @@ def test_the_progress_of_sensitivity_ends_at_its_total(chain, tmp_path, monkeypa
         totals.append(total)
         return Bar()
 
-    monkeypatch.setattr(frame, "progress", progress)
+    monkeypatch.setattr(perturb, "progress", progress)
     knobs = {"epochs": 1, "seeds": "0,1", "finetune": tuned, "tuning_epochs": 2}
     knobs |= {"train_pictures": 20, "batch_size": 16}
     words = [f"tests.sensitivity.{key}={value}" for key, value in knobs.items()]
-    ask(perturb.PROGRAM, chain, "sensitivity", *words, "workers=0", out=tmp_path)
+    ask(PROGRAM, chain, "sensitivity", *words, "workers=0", out=tmp_path)
     assert sum(read) == totals[0]
 
 
@@ -200,22 +205,22 @@ def test_a_second_look_at_changed_pictures_costs_no_forward_pass(
     probed, tmp_path, monkeypatch, own_features, caplog
 ):
     words = ["grid", "sensitivity", "draws=2", "tests.sensitivity.seeds=0", "workers=0"]
-    first = ask(perturb.PROGRAM, probed, *words, out=tmp_path / "a")["scores"]
+    first = ask(PROGRAM, probed, *words, out=tmp_path / "a")["scores"]
     monkeypatch.setattr(features, "encode", lambda *_: pytest.fail("a forward pass"))
-    assert ask(perturb.PROGRAM, probed, *words, out=tmp_path / "b")["scores"] == first
+    assert ask(PROGRAM, probed, *words, out=tmp_path / "b")["scores"] == first
     other = [*words, "tests.sensitivity.epochs=2", "tests.grid.hue=0.1"]
-    ask(perturb.PROGRAM, probed, *other, out=tmp_path / "c")
+    ask(PROGRAM, probed, *other, out=tmp_path / "c")
     with pytest.raises(pytest.fail.Exception, match="a forward pass"):
-        ask(perturb.PROGRAM, probed, *words, "seed=1", out=tmp_path / "d")
+        ask(PROGRAM, probed, *words, "seed=1", out=tmp_path / "d")
 
 
 def test_a_killed_training_of_sensitivity_goes_on(chain, tmp_path, monkeypatch, own_features):
     knobs = {"seeds": "0,1", "finetune": True, "tuning_epochs": 2, "parts": "all", "epochs": 1}
     words = ["sensitivity", *(f"tests.sensitivity.{key}={value}" for key, value in knobs.items())]
     words += ["tests.sensitivity.train_pictures=20", "workers=0"]
-    monkeypatch.setattr(finetune, "KEEP_EVERY", 0.0)
-    expected = ask(perturb.PROGRAM, chain, *words, out=tmp_path / "whole")["scores"]
-    trained, epoch = [], finetune._epoch
+    monkeypatch.setattr(finetuning, "KEEP_EVERY", 0.0)
+    expected = ask(PROGRAM, chain, *words, out=tmp_path / "whole")["scores"]
+    trained, epoch = [], finetuning._epoch
 
     def dies(*given):
         if len(trained) == 3:
@@ -223,21 +228,21 @@ def test_a_killed_training_of_sensitivity_goes_on(chain, tmp_path, monkeypatch, 
         trained.append(given)
         return epoch(*given)
 
-    monkeypatch.setattr(finetune, "_epoch", dies)
+    monkeypatch.setattr(finetuning, "_epoch", dies)
     with pytest.raises(KeyboardInterrupt):
-        ask(perturb.PROGRAM, chain, *words, out=tmp_path / "killed")
+        ask(PROGRAM, chain, *words, out=tmp_path / "killed")
     trained[:] = [None, None]  # one epoch is left
-    assert ask(perturb.PROGRAM, chain, *words, out=tmp_path / "killed")["scores"] == expected
+    assert ask(PROGRAM, chain, *words, out=tmp_path / "killed")["scores"] == expected
     assert not (tmp_path / "killed" / "resume").exists()
 
 
 def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, probed, tmp_path):
     with pytest.raises(EquiError, match="equi-transfer finetune") as refused:
-        ask(perturb.PROGRAM, probed, "grid", "judge=finetuned", out=tmp_path / "out")
+        ask(PROGRAM, probed, "grid", "judge=finetuned", out=tmp_path / "out")
     assert refused.value.code == 3
     words = ["sensitivity", "grid", "judge=finetuned"]
     with pytest.raises(EquiError, match="run them apart") as refused:
-        ask(perturb.PROGRAM, probed, *words, out=tmp_path / "out")
+        ask(PROGRAM, probed, *words, out=tmp_path / "out")
     assert refused.value.code == 2
 
 
@@ -254,7 +259,7 @@ def test_fine_tuned_networks_and_probes_are_not_taken_for_each_other(chain, prob
 )
 def test_wrong_words_are_refused(probed, words, code, said, tmp_path):
     with pytest.raises(EquiError) as refused:
-        ask(perturb.PROGRAM, probed, *words, out=tmp_path / "out")
+        ask(PROGRAM, probed, *words, out=tmp_path / "out")
     assert refused.value.code == code
     assert said in str(refused.value)
     assert not (tmp_path / "out").exists()
@@ -262,7 +267,7 @@ def test_wrong_words_are_refused(probed, words, code, said, tmp_path):
 
 def test_without_a_probe_it_says_what_to_run_first(chain, tmp_path):
     with pytest.raises(EquiError, match="equi-probe linear") as refused:
-        ask(perturb.PROGRAM, chain, "grid", out=tmp_path / "out")
+        ask(PROGRAM, chain, "grid", out=tmp_path / "out")
     assert refused.value.code == 3
 
 
@@ -274,7 +279,7 @@ def test_heads_of_other_classes_are_refused_with_both_sizes(probed, tmp_path):
     document["files"]["probe.heads"] = manifest.entry(path)
     words = [write(document, tmp_path / "wrong.yaml"), "grid", "workers=0"]
     with pytest.raises(EquiError, match=r"classes × .* features, but the data have") as refused:
-        ask(perturb.PROGRAM, *words, out=tmp_path / "out")
+        ask(PROGRAM, *words, out=tmp_path / "out")
     assert refused.value.code == 3
 
 

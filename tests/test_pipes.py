@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from toy_stage import GIVEN, TOY, only_line, toy
 
-from equitools import manifest, pipes
-from equitools.errors import EquiError
+from equitools import manifest
+from equitools.core import processes
+from equitools.core.errors import EquiError
 
 # --- stdout -------------------------------------------------------------------------------------
 
@@ -246,11 +247,11 @@ def test_slurm_says_the_same_as_torchrun():
         "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
         "SLURM_STEP_NODELIST": "gpu[03-04,7],x", "SLURM_JOB_ID": "41",
     }  # fmt: skip
-    pipes.adopt_slurm(environment)
+    processes.adopt_slurm(environment)
     assert (environment["RANK"], environment["LOCAL_RANK"]) == ("5", "1")
     assert (environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("8", "gpu03")
-    assert pipes.first_node("n1,n2") == "n1"
-    assert pipes.first_node("a[1-2]b") == "a1b"
+    assert processes.first_node("n1,n2") == "n1"
+    assert processes.first_node("a[1-2]b") == "a1b"
     alone = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}  # a batch script, not srun
-    pipes.adopt_slurm(alone)
+    processes.adopt_slurm(alone)
     assert "RANK" not in alone

@@ -8,8 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from equitools import augment
-from equitools.augment import compiled, crop, geometry, grid
-from equitools.errors import UsageError
+from equitools.augment import geometry, native
+from equitools.augment import grid as augment_grid
+from equitools.augment.grid import delta
+from equitools.augment.operations import crop
+from equitools.core.errors import UsageError
 
 OFF = {"flip": 0, "gray": 0, "blur": 0, "solarize": 0, "jitter": {"p": 0}}
 BASE = {"global": {"size": 24}, "local": {"size": 12, "count": 3}}
@@ -21,8 +24,8 @@ NAMES = [str(i) for i in range(12)]
 def engine(request, monkeypatch):
     """Every claim holds on both paths."""
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "library", lambda: None)
-    elif compiled.library() is None:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
         pytest.skip("the extension _native was not built (no C compiler?)")
 
 
@@ -147,7 +150,7 @@ def test_the_whole_picture_can_take_the_place_of_the_crop():
 
 def drawn_shapes(count, cells=14.0):
     knobs = {"area": (0.7, 1.3), "aspect": (3 / 4, 4 / 3)}
-    return [grid.shapes(3, step, [cells, cells], **knobs) for step in range(count)]
+    return [augment_grid.shapes(3, step, [cells, cells], **knobs) for step in range(count)]
 
 
 def test_grids_have_the_law_of_the_paper():
@@ -165,7 +168,7 @@ def test_grids_have_the_law_of_the_paper():
 
 
 def test_half_turns_and_flips_are_fair_and_independent():
-    moves = grid.moves(np.random.default_rng(0).random((4000, 2)))
+    moves = augment_grid.moves(np.random.default_rng(0).random((4000, 2)))
     _, counts = np.unique(moves, axis=0, return_counts=True)
     assert len(counts) == 4
     assert counts.min() > 900
@@ -193,7 +196,7 @@ def test_all_batches_of_a_step_share_the_grid():
 
 def test_differences_are_of_what_was_done():
     one = torch.tensor([[1.0, 0, 3, 12, 16]])
-    assert grid.delta(one, torch.tensor([[0.0, 0, 1, 6, 8]])).tolist() == [[1, 0, 2, 2, 2]]
+    assert delta(one, torch.tensor([[0.0, 0, 1, 6, 8]])).tolist() == [[1, 0, 2, 2, 2]]
 
 
 def test_nothing_inside_is_views_of_no_picture():

@@ -9,9 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from equitools import augment, ema, learner, loader, manifest, planning, portions, shards, sheets
-from equitools.errors import UsageError
-from equitools.records import Step
+from equitools import augment, manifest
+from equitools.core import files
+from equitools.core.errors import UsageError
+from equitools.core.records import Step
+from equitools.data.shards.index import open_split
+from equitools.nn import ema
+from equitools.report import views as report_views
+from equitools.training import estimate, learner, loader, portions
+from equitools.training import recipe as training_recipe
 
 BATCH = 16
 VIEWS = {"global": {"size": 32}, "local": {"size": 16, "count": 2}}
@@ -27,7 +33,7 @@ def recipe(views=PART, **changes):
         "views": views,
         "batch_size": BATCH,
     }
-    return learner.resolve(base | changes)
+    return training_recipe.resolve(base | changes)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +41,14 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("portions")
     words = ["scenes", "train_samples=80", "val_samples=20", "size=32", "-o", out / "shards"]
     assert forked.run("shard", *words).returncode == 0
-    manifest.write_atomic(out / "part.yaml", manifest.dump({"recipe": {"views": PAIRS}}))
+    files.write_atomic(out / "part.yaml", manifest.dump({"recipe": {"views": PAIRS}}))
     return out
 
 
 @pytest.fixture(scope="module")
 def index(folder):
     document = manifest.load_file(folder / "shards" / "manifest.yaml")[0]
-    return shards.open_split(document, "train")
+    return open_split(document, "train")
 
 
 # --- Which samples ---------------------------------------------------------------------------
@@ -240,16 +246,16 @@ def test_simsiam_sees_the_statistics_of_each_view_and_each_kind_by_itself(views)
 def test_the_plan_says_what_a_portion_costs():
     settings = recipe()
     model, plan = learner.build(settings), augment.plan(settings["views"])
-    fixed, each = planning.activations(model, settings["views"])
-    kept = planning.kept(model, settings["views"], 20, 6)
+    fixed, each = estimate.activations(model, settings["views"])
+    kept = estimate.kept(model, settings["views"], 20, 6)
     assert fixed + 20 * each == pytest.approx(kept, rel=1e-3)
-    line = planning._views(plan)
+    line = estimate._views(plan)
     assert "4 an image: 2 global of 32 px + 2 local of 16 px" in line
     assert line.endswith("; 2 grid of ~32 px for 30 % of the batch")
 
 
 def test_a_sheet_shows_both_kinds_of_every_picture(index):
-    made = sheets.rows({"views": PAIRS}, index, count=2)
+    made = report_views.rows({"views": PAIRS}, index, count=2)
     titles = [title for title, _, _ in made[0][2]]
     assert titles[:4] == ["global 32 px"] * 2 + ["local 16 px"] * 2
     kinds = [title.partition(" ")[0] for title in titles[4:]]

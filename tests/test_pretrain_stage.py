@@ -14,7 +14,7 @@ import yaml
 from forked import ENVIRONMENT
 from safetensors.torch import load_file
 
-from equitools import loop
+from equitools.training import watch as training_watch
 
 MINI = ["dino", "clever", "resnet-mini", "batch_size=16", "objective.out_dim=64"]
 MINI += ["equivariance.clever.out_dim=64", "log_every=1", "watch_every=4", "workers=1"]
@@ -44,9 +44,9 @@ def terminate(step_of):
 
 def see_a_collapse(rank):
     """The watch of one rank says that everything has collapsed."""
-    look = loop.look
+    look = training_watch.look
     said = ["it has collapsed"] if os.environ.get("RANK", "0") == rank else []
-    loop.look = lambda *given: (look(*given)[0], said)
+    training_watch.look = lambda *given: (look(*given)[0], said)
 
 
 def tensors(folder):

@@ -14,7 +14,7 @@ from forked import ENVIRONMENT
 from safetensors.torch import load_file
 
 from equitools import manifest
-from equitools.errors import EquiError
+from equitools.core.errors import EquiError
 
 FAST = ["workers=0", "epochs=3", "lrs=0.1,1", "seeds=0,1"]
 

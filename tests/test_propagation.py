@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equitools.errors import UsageError
-from equitools.evals import propagation
+from equitools.core.errors import UsageError
+from equitools.evals.segmentation import label_propagation
 
 
 def whole(features, first, context, reach, topk, temperature):
@@ -43,7 +43,7 @@ def drawn(count, depth, height, width):
 def test_bands_give_what_the_whole_matrix_gives(height, width, context, reach, topk):
     features, first = drawn(11 if context == 7 else 6, 16, height, width)
     knobs = {"context": context, "neighborhood": reach, "topk": topk, "temperature": 0.1}
-    found = list(propagation.follow(iter(features), first, **knobs))
+    found = list(label_propagation.follow(iter(features), first, **knobs))
     expected = whole(features, first, context, reach, topk, 0.1)
     assert len(found) == len(expected) == len(features) - 1
     for ours, theirs in zip(found, expected, strict=True):
@@ -52,7 +52,7 @@ def test_bands_give_what_the_whole_matrix_gives(height, width, context, reach, t
 
 def test_soft_labels_stay_shares_of_one():
     features, first = drawn(4, 8, 10, 26)
-    for soft in propagation.follow(features, first):
+    for soft in label_propagation.follow(features, first):
         assert soft.min() >= 0
         torch.testing.assert_close(soft.sum(0), torch.ones(10, 26))
 
@@ -61,7 +61,7 @@ def test_cells_that_are_all_their_own_copy_the_mask():
     cells = torch.eye(16 * 16).view(256, 16, 16)
     labels = np.zeros((32, 32), np.uint8)
     labels[6:20, 4:14], labels[20:30, 16:28] = 1, 2
-    for found in propagation.predict([cells] * 4, labels, (16, 16)):
+    for found in label_propagation.predict([cells] * 4, labels, (16, 16)):
         assert (found == labels).all()
 
 
@@ -75,7 +75,7 @@ def blob(number):
 
 def test_moving_blobs_are_followed_exactly_by_their_colors():
     frames = [blob(number) for number in range(5)]
-    found = propagation.predict((cells for cells, _ in frames), frames[0][1], (16, 16))
+    found = label_propagation.predict((cells for cells, _ in frames), frames[0][1], (16, 16))
     for ours, (_, truth) in zip(found, frames[1:], strict=True):
         assert (ours == truth).all()
 
@@ -85,16 +85,16 @@ def test_what_is_out_of_the_window_is_not_seen():
     near[0], near[1, 0, 20] = 1, 1
     there = torch.zeros(2, 1, 30)
     there[0], there[1, 0, 5] = 1, 1
-    first = propagation.one_hot((near[1] > 0).numpy().astype(np.uint8), (1, 30))
+    first = label_propagation.one_hot((near[1] > 0).numpy().astype(np.uint8), (1, 30))
     for reach, share in ((14, 0.0), (15, 1.0)):
-        (soft,) = propagation.follow([near, there], first, neighborhood=reach, topk=1)
+        (soft,) = label_propagation.follow([near, there], first, neighborhood=reach, topk=1)
         assert soft[1, 0, 5] == share
 
 
 def test_the_first_frame_is_kept_and_old_ones_are_forgotten():
     marked = torch.eye(6).view(6, 1, 6)
     first = torch.eye(6)[[0, 0, 0, 0, 0, 1]].T.reshape(6, 1, 6)
-    memory = propagation.Memory(marked.movedim(0, -1), 6, 2, 12)
+    memory = label_propagation.Memory(marked.movedim(0, -1), 6, 2, 12)
     for number in range(6):
         memory.keep(number, marked.movedim(0, -1), first * (number + 1))
     assert sorted(memory.labels.amax((1, 2, 3)).tolist()) == [1, 5, 6]
@@ -104,21 +104,21 @@ def test_maps_are_stretched_before_the_largest_wins():
     soft = torch.full((2, 4, 4), 0.9)
     soft[1] = 0.1
     soft[1, 1:3, 1:3], soft[0, 1:3, 1:3] = 0.3, 0.7  # small beside the background everywhere
-    found = propagation.decode(soft, (4, 4), (8, 12))
+    found = label_propagation.decode(soft, (4, 4), (8, 12))
     assert found.shape == (8, 12)
     assert found.dtype == np.uint8
     assert (found[2:6, 3:9] == 1).all()
     assert found.sum() == 24
     same = torch.stack([torch.zeros(4, 4), torch.ones(4, 4)])
-    assert (propagation.decode(same, (8, 8), (8, 8)) == 1).all()
+    assert (label_propagation.decode(same, (8, 8), (8, 8)) == 1).all()
 
 
 def test_knobs_that_leave_nothing_are_refused():
     features, first = drawn(2, 4, 3, 3)
     for knob in ({"topk": 0}, {"context": -1}, {"neighborhood": -1}, {"temperature": 0.0}):
         with pytest.raises(UsageError, match=f"{next(iter(knob))}="):
-            propagation.check(
+            label_propagation.check(
                 **{"context": 7, "neighborhood": 12, "topk": 5, "temperature": 0.1} | knob
             )
-    (soft,) = propagation.follow(features, first, topk=100)
+    (soft,) = label_propagation.follow(features, first, topk=100)
     assert soft.isfinite().all()

@@ -2,15 +2,10 @@
 
 import pytest
 
-from equitools.errors import UsageError
-from equitools.recipe import (
-    Length,
-    apply_defaults,
-    asked_epochs,
-    length,
-    run_settings,
-    share,
-)
+from equitools.core.errors import UsageError
+from equitools.nn.schedules import share
+from equitools.training.length import Length, asked_epochs, length
+from equitools.training.recipe import apply_defaults, run_settings
 
 MINI = {
     "epochs": 20,

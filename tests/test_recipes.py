@@ -5,11 +5,15 @@ import itertools
 import pytest
 from toys import few
 
-from equitools import equivariance, learner, manifest, names, objectives, optim, recipe
-from equitools.errors import UsageError
+from equitools import equivariance, manifest, objectives
+from equitools.core.errors import UsageError
+from equitools.manifest import schema as manifest_schema
+from equitools.manifest.schema import menu, pick
+from equitools.nn import optim
+from equitools.training import learner, recipe
 
 FOLDERS = ("objective", "equivariance", "backbone", "schedule")
-TERMS = [name for name, _ in names.menu(equivariance)]
+TERMS = [name for name, _ in menu(equivariance)]
 
 
 def layer(name):
@@ -25,7 +29,7 @@ def fold(*layers):
 
 def takes(chosen, knobs):
     try:
-        names.knobs(chosen, knobs, "objective")
+        manifest_schema.knobs(chosen, knobs, "objective")
     except UsageError:
         return False
     return True
@@ -38,19 +42,19 @@ def test_every_layer_says_only_what_signatures_know(name):
         ("optimizer", optim.optimizer_settings),
         ("schedule", recipe.schedule_settings),
     ):
-        names.knobs(schema, given.get(section, {}), section)
+        manifest_schema.knobs(schema, given.get(section, {}), section)
     objective = dict(given.get("objective", {}))
     if "name" in objective:
-        names.knobs(names.pick(objectives, objective.pop("name")), objective, "objective")
+        manifest_schema.knobs(pick(objectives, objective.pop("name")), objective, "objective")
     else:  # a layer for the objectives that know all its knobs: there is one
-        assert any(takes(names.pick(objectives, n), objective) for n, _ in names.menu(objectives))
+        assert any(takes(pick(objectives, n), objective) for n, _ in menu(objectives))
     for term, knobs in given.get("equivariance", {}).items():
         knobs = {key: value for key, value in knobs.items() if key != "weight"}
-        names.knobs(names.pick(equivariance, term), knobs, term)
+        manifest_schema.knobs(pick(equivariance, term), knobs, term)
     for package in (objectives, equivariance):
-        for term in set(given.get("defaults", {})) & set(dict(names.menu(package))):
+        for term in set(given.get("defaults", {})) & set(dict(menu(package))):
             knobs = {k: v for k, v in given["defaults"][term].items() if k != "weight"}
-            names.knobs(getattr(package, term), knobs, term)
+            manifest_schema.knobs(getattr(package, term), knobs, term)
 
 
 @pytest.mark.parametrize("mini", ["vit-mini", "resnet-mini"])
@@ -70,8 +74,8 @@ def test_a_mini_recipe_does_not_depend_on_the_order_of_its_layers(mini, base, te
     [("dino", "clever", "vit-mini"), ("dino", "resnet-mini"), ("simsiam", "ddcl", "resnet-mini")],
 )
 def test_mini_recipes_build(words):
-    whole = learner.resolve(fold(*words))
-    assert learner.resolve(whole) == whole
+    whole = recipe.resolve(fold(*words))
+    assert recipe.resolve(whole) == whole
     built = learner.build(whole)
     assert {name for name, _ in built.terms.named_children()} == set(words) & set(TERMS)
 

@@ -16,7 +16,9 @@ import pytest
 from equitools.stages import report
 from PIL import Image
 
-from equitools import figures, manifest
+from equitools import manifest
+from equitools.report.curves import series
+from equitools.report.formats import figures
 
 TABLE2 = manifest.layer_root() / "table" / "table2.yaml"
 
@@ -187,7 +189,7 @@ def test_curves_are_drawn_from_the_metrics(run: Path) -> None:
 
 def test_curves_leave_out_what_is_not_a_number() -> None:
     lines = [{"epoch": 1.0, "loss": "nan"}, {"epoch": 2.0, "loss": 1.0, "watch": {"a/h_V": -3.0}}]
-    found = figures.series(lines)
+    found = series(lines)
     assert found == {"loss": {"loss": [(2.0, 1.0)]}, "head log10 Σp²": {"h_V": [(2.0, -3.0)]}}
 
 
@@ -208,12 +210,12 @@ class Pictures:
 
 
 def test_views_show_every_view_with_what_was_done_to_it(tmp_path: Path) -> None:
-    from equitools import sheets
+    from equitools.report import views as report_views
 
     recipe: dict[str, Any] = {}
     for folder, name in (("objective", "dino"), ("backbone", "vit-mini"), ("views", "caug")):
         recipe = manifest.fold(recipe, manifest.layer(name, (folder,))["recipe"])
-    rows = sheets.rows(recipe, Pictures(), count=2)
+    rows = report_views.rows(recipe, Pictures(), count=2)
     assert [name for name, _, _ in rows] == ["first", "second"]
     title, image, text = rows[0][2][0]
     assert title == "global 32 px"

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from equitools import backbones, saliency_sets
-from equitools.errors import DataError, UsageError
-from equitools.evals import saliency
-from equitools.lastkeys import Shown
-from equitools.saliency_sets import open_data
+from equitools import backbones
+from equitools.core.errors import DataError, UsageError
+from equitools.evals.segmentation import saliency, saliency_data
+from equitools.evals.segmentation.saliency_data import open_data
+from equitools.features.keys import Shown
 
 FOLDER = {
     "size": None,
@@ -178,7 +178,7 @@ def test_random_weights_stand_beside_a_real_network(tmp_path, quiet):
 # --- Folders ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", saliency_sets.LAYOUTS)
+@pytest.mark.parametrize("layout", saliency_data.LAYOUTS)
 def test_the_layouts_of_the_data_sets_are_known(layout, tmp_path):
     found = data(make(tmp_path, layout=layout))
     assert list(found.pairs) == ["p0", "p1", "p2"]
@@ -222,7 +222,7 @@ def test_a_limit_and_changed_bytes_change_the_digest(tmp_path):
 
 def test_any_value_above_zero_is_foreground(tmp_path):
     Image.fromarray(np.array([[0, 1, 3, 255]], np.uint8)).save(tmp_path / "m.png")
-    assert saliency_sets.read_mask(tmp_path / "m.png").tolist() == [[False, True, True, True]]
+    assert saliency_data.read_mask(tmp_path / "m.png").tolist() == [[False, True, True, True]]
 
 
 # --- What the network sees -------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_keys_of_a_cnn_are_its_last_map_and_pixels_have_none(tmp_path, quiet):
     found = encoder(torch.randn(1, 3, 32, 48), keys=True, maps=(-1,))
     assert torch.equal(found.keys, found.maps[-1])
     folder = make(tmp_path / "set", count=1)
-    from equitools.encoders import Pixels
+    from equitools.features.encoders import Pixels
 
     with pytest.raises(UsageError, match="no keys"):
         data(folder).source(Pixels(), FOLDER, tmp_path, quiet)

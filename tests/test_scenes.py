@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equitools import scene_sets, scenes
+from equitools.data.sources import scene_folders, scenes
 
 
 def test_a_scene_is_the_same_bytes_every_time_and_differs_from_others() -> None:
@@ -86,8 +86,8 @@ def test_two_thousand_scenes_take_less_than_half_a_minute() -> None:
 
 def test_scenes_with_masks_lie_as_ecssd_and_davis_do(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        scene_sets.saliency(tmp_path / name / "s", count=3, size=32)
-        scene_sets.video(tmp_path / name / "v", count=1, frames=4, size=32)
+        scene_folders.saliency(tmp_path / name / "s", count=3, size=32)
+        scene_folders.video(tmp_path / name / "v", count=1, frames=4, size=32)
     found = [sorted(p for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("a", "b")]
     assert [p.read_bytes() for p in found[0]] == [p.read_bytes() for p in found[1]]
     picture, facts = scenes.draw(0, "val", 1, 32)

@@ -8,12 +8,12 @@ import torch
 from seen import smooth, source
 
 from equitools.augment import geometry
-from equitools.errors import UsageError
-from equitools.evals import perturbed
-from equitools.evals.sensitivity import alive, evaluate, rotated, turned
-from equitools.features import Table
-from equitools.maps import Vectors
-from equitools.records import Features
+from equitools.core.errors import UsageError
+from equitools.core.records import Features
+from equitools.evals.equivariance.sensitivity import alive, evaluate, rotated, turned
+from equitools.evals.robustness import perturbations
+from equitools.features.maps import Vectors
+from equitools.features.table import Table
 
 FAST = {"epochs": 15, "lrs": [0.3], "seeds": [0]}
 
@@ -143,22 +143,24 @@ def test_a_source_without_vectors_and_no_parts_are_refused():
 
 
 def test_invariance_is_rotation_without_jitter_and_two_curves():
-    columns = perturbed.invariance(angles=[30.0, 90.0], alpha=[50.0])
+    columns = perturbations.invariance(angles=[30.0, 90.0], alpha=[50.0])
     assert list(columns) == ["orig", "ro90", "ro180", "at30", "at90", "et50"]
     assert {column.interpolation for column in columns.values()} == {"bicubic"}
     assert columns["ro90"].operations == {"rotation": {"degrees": 90.0}}
-    jittered = perturbed.invariance(angles=[30.0], alpha=[], jitter=True)
-    assert jittered["orig"] == perturbed.Column(interpolation="bicubic")
+    jittered = perturbations.invariance(angles=[30.0], alpha=[], jitter=True)
+    assert jittered["orig"] == perturbations.Column(interpolation="bicubic")
     assert list(jittered["ro180"].operations) == ["rotation", "jitter"]
     assert list(jittered["at30"].operations) == ["jitter"]
 
 
 def test_a_fixed_angle_turns_every_picture_alike_with_black_corners():
     pictures = torch.randint(1, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    turn = perturbed.perturbation(perturbed.Column(angle=90.0), 16, 0, 0)
+    turn = perturbations.perturbation(perturbations.Column(angle=90.0), 16, 0, 0)
     assert torch.equal(turn(pictures, list("abc")), torch.rot90(pictures, 1, (2, 3)))
-    slanted = perturbed.perturbation(perturbed.Column(angle=45.0), 16, 0, 0)(pictures, list("abc"))
+    slanted = perturbations.perturbation(perturbations.Column(angle=45.0), 16, 0, 0)(
+        pictures, list("abc")
+    )
     assert not slanted[:, :, 0, 0].any()
-    column = perturbed.Column({"flip": {"p": 1.0}}, angle=90.0)
-    both = perturbed.perturbation(column, 16, 0, 0)(pictures, list("abc"))
+    column = perturbations.Column({"flip": {"p": 1.0}}, angle=90.0)
+    both = perturbations.perturbation(column, 16, 0, 0)(pictures, list("abc"))
     assert torch.equal(both, torch.rot90(pictures, 1, (2, 3)).flip(-1) / 255)

@@ -12,10 +12,10 @@ from toys import small, toy_portion, toy_step
 
 from equitools import backbones
 from equitools.augment import geometry
+from equitools.core.errors import UsageError
+from equitools.core.records import Features, Portion, Step, View
 from equitools.equivariance import ser
 from equitools.equivariance.ser import pairs, relative
-from equitools.errors import UsageError
-from equitools.records import Features, Portion, Step, View
 
 ELEMENTS = list(itertools.product((False, True), range(4)))
 
@@ -187,29 +187,29 @@ def test_several_pairs_are_averaged():
 
 SHARES = """
 import torch
-from equitools import parallel
+from equitools.core import distributed
 from test_ser import Mean, gradients, mixed, of_images, seen
 from toys import small
 from equitools.equivariance import ser
 
-parallel.start("cpu")
+distributed.start("cpu")
 for negatives in ("both", "cross"):
     torch.manual_seed(0)
     term, encoder = ser(12, small("simsiam"), out_dim=16, negatives=negatives), Mean()
     step = seen(encoder, mixed(0), mixed(1), sizes=((16, 24), (20, 16)))
-    mine = of_images(step, encoder, slice(0, 3) if parallel.rank() == 0 else slice(3, 5))
+    mine = of_images(step, encoder, slice(0, 3) if distributed.rank() == 0 else slice(3, 5))
     value = term(mine)["ser"]
-    slopes = [parallel.mean_across(g) for g in gradients(value, encoder, term)]
-    total = parallel.mean_across(value)
-    parallel.world_size, world = (lambda: 1), parallel.world_size
+    slopes = [distributed.mean_across(g) for g in gradients(value, encoder, term)]
+    total = distributed.mean_across(value)
+    distributed.world_size, world = (lambda: 1), distributed.world_size
     alone = term(step)["ser"]
     wanted = gradients(alone, encoder, term)
-    parallel.world_size = world
+    distributed.world_size = world
     torch.testing.assert_close(total, alone.detach())
     for one, other in zip(slopes, wanted, strict=True):
         assert other.norm() > 0
         assert (one - other).norm() < 1e-4 * other.norm()
-parallel.stop()
+distributed.stop()
 """
 
 

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from equitools import backbones, learner, manifest, recipe
-from equitools.errors import UsageError
+from equitools import backbones, manifest
+from equitools.core.errors import UsageError
+from equitools.training import learner, recipe
 
 
 def folded(*words):
@@ -28,8 +29,8 @@ def folded(*words):
 def test_one_word_suits_every_backbone_in_any_order(backbone, layer, patch, cls_after):
     orders = [folded(*words) for words in itertools.permutations(["dino", "ser", backbone])]
     assert all(one == orders[0] for one in orders)
-    whole = learner.resolve(orders[0])
-    assert learner.resolve(whole) == whole
+    whole = recipe.resolve(orders[0])
+    assert recipe.resolve(whole) == whole
     term = whole["equivariance"]["ser"]
     assert (term["layer"], term["weight"], term["temperature"]) == (layer, 0.3, 0.5)
     assert whole["views"]["grid"]["patch"] == patch
@@ -43,7 +44,7 @@ def test_one_word_suits_every_backbone_in_any_order(backbone, layer, patch, cls_
 
 
 def test_other_objectives_have_the_other_temperature_of_the_paper():
-    term = learner.resolve(folded("mocov3", "ser", "vit-small"))["equivariance"]["ser"]
+    term = recipe.resolve(folded("mocov3", "ser", "vit-small"))["equivariance"]["ser"]
     assert (term["weight"], term["temperature"], term["negatives"]) == (1.0, 0.3, "both")
 
 
@@ -52,7 +53,7 @@ def test_the_parameters_are_those_of_table_1():
     counts = {}
     for words in (("mocov3", "vit-small"), ("mocov3", "vit-small", "ser")):
         with torch.device("meta"):
-            built = learner.build(learner.resolve(folded(*words)))
+            built = learner.build(recipe.resolve(folded(*words)))
         counts[words[-1]] = sum(p.numel() for p in built.parameters() if p.requires_grad)
     assert counts == {"vit-small": 42_890_752, "ser": 42_890_752 - 384 + 458_752 + 768}
     assert built.terms["ser"].layers == (2,)
@@ -69,7 +70,7 @@ def resolved(*, term=None, views=None, backbone=None, **rest):
         "batch_size": 16,
     }
     base["views"] = base["views"] if views is None else views
-    return learner.resolve(recipe.apply_defaults({**base, **rest}))
+    return recipe.resolve(recipe.apply_defaults({**base, **rest}))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from equitools import comparison, learner, manifest, tables
-from equitools.cells import document_of, knobs_of
-from equitools.errors import UsageError
+from equitools import manifest
+from equitools.core.errors import UsageError
+from equitools.manifest.cells import document_of, knobs_of
+from equitools.report import paper
+from equitools.report.scores import Value
+from equitools.training import learner
+from equitools.training import recipe as training_recipe
 
 NAMES = [f"ser-table{n}" for n in range(1, 6)] + ["ser-figure3", "ser-figure4"]
 TABLES = {name: manifest.layer(name, ("table",))["table"] for name in NAMES}
@@ -35,7 +39,7 @@ def result(cell: str, value: float, names: list[str], **recipe: Any) -> dict[str
     stated = document_of(cell)
     document = {"kind": "scores", "scores": {f"{n}": value for n in names}, **stated}
     if "objective" in stated["recipe"]:
-        document["recipe"] = learner.resolve(manifest.fold(stated["recipe"], {"epochs": 8}))
+        document["recipe"] = training_recipe.resolve(manifest.fold(stated["recipe"], {"epochs": 8}))
         document["recipe"] |= recipe
     return document
 
@@ -43,7 +47,7 @@ def result(cell: str, value: float, names: list[str], **recipe: Any) -> dict[str
 def scores(name: str, scale: str) -> list[str]:
     """Every score that a table shows."""
     table = TABLES[name]
-    found = {comparison.score(c, row, scale) for c in table["columns"] for row in table["rows"]}
+    found = {paper.score(c, row, scale) for c in table["columns"] for row in table["rows"]}
     return sorted(name for name in found if name not in (None, "parameters"))
 
 
@@ -52,7 +56,7 @@ def found(name: str, scale: str, documents: list[dict[str, Any]]) -> list[dict[s
     table = TABLES[name]
     columns = [{**c, "score": None} if c.get("score") == "parameters" else c
                for c in table["columns"]]  # fmt: skip
-    return comparison.compare({**table, "columns": columns}, documents, scale)
+    return paper.compare({**table, "columns": columns}, documents, scale)
 
 
 def test_the_paper_s_numbers_stand_under_their_columns() -> None:
@@ -78,7 +82,7 @@ def test_every_cell_is_a_recipe_that_builds(cell: str) -> None:
         assert stated["probe"] == {"encoder": "random"}
         return
     with torch.device("meta"):
-        whole = learner.resolve(stated["recipe"])
+        whole = training_recipe.resolve(stated["recipe"])
         built = learner.build(whole)
     assert ("ser" in built.terms) == ("+ser." in cell)
     for word in knobs_of(cell):
@@ -93,7 +97,7 @@ def test_the_paper_s_recipes_are_those_of_section_4_1() -> None:
     ):
         for term in ("", "+ser"):
             cell = f"{objective}{term}.vit-small.ser-{objective}.in1k"
-            whole = learner.resolve(document_of(cell)["recipe"])
+            whole = training_recipe.resolve(document_of(cell)["recipe"])
             optimizer = whole["optimizer"]
             assert (optimizer["name"], optimizer["lr"], optimizer["weight_decay"]) == (
                 "adamw", lr, decay,
@@ -153,16 +157,16 @@ def test_what_is_not_here_says_so() -> None:
         "no result at scale mini yet", "AugSelf is not built yet", "STL is not built yet",
         "EquiMod is not built yet", "E-SSL is not built yet",
     }  # fmt: skip
-    text = comparison.notes(table, "mini")
+    text = paper.notes(table, "mini")
     assert "ImageNet-Sketch, ImageNet-V2, ImageNet-R, 3DIEBench" in text
     with pytest.raises(UsageError, match="it is one of mini, paper"):
-        comparison.compare(table, [], "small")
+        paper.compare(table, [], "small")
 
 
 def test_parameters_are_counted_on_the_paper_s_recipe() -> None:
     table = TABLES["ser-table1"]
     short = {**table, "rows": [table["rows"][0], table["rows"][3]]}
-    _, shown = comparison.show(short, comparison.compare(short, [], "mini"))
+    _, shown = paper.show(short, paper.compare(short, [], "mini"))
     assert [row[2] for row in shown] == ["42.9 / 42.89", "43.4 / 43.35"]
 
 
@@ -181,4 +185,4 @@ def test_the_report_prints_both_numbers_and_programs_get_them_apart() -> None:
     assert "69.21 / 0.500 | 0.84 / 0.500" in " ".join(line.split())
     rows = list(csv.DictReader(io.StringIO(ask("format=csv"))))
     assert (rows[0]["Rotation paper"], rows[0]["Rotation ours"]) == ("0.84", "0.5")
-    assert tables.Value(0.5) == tables.Value(float(rows[0]["Scale ours"]))
+    assert Value(0.5) == Value(float(rows[0]["Scale ours"]))

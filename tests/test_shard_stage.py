@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from equitools.stages import shard as stage
+from equitools.stages.cli.words import parse
+from equitools.stages.shard import program
 from pictures import encoded, make_folder, photo
 from PIL import Image
 
-from equitools import documents, images, selection, shards, sources, torchvision_sets, words
-from equitools.errors import DataError, EquiError, UsageError
+from equitools.core.errors import DataError, EquiError, UsageError
+from equitools.data import images
+from equitools.data.shards.index import open_split
+from equitools.data.sources import digits, subsets, torchvision_sets
+from equitools.data.sources.source import Source
+from equitools.manifest import strict_yaml
 
 SETTINGS: dict[str, Any] = {
     "train_split": None, "val_split": None, "classes": None, "list": None, "fraction": 1.0,
@@ -34,14 +39,14 @@ def shard(*words: object, cwd: Path | None = None, code: int = 0) -> tuple[dict[
         assert not done.stdout
         assert "Traceback" not in done.stderr
         return {}, done.stderr
-    return documents.load(done.stdout, "stdout")[0], done.stderr
+    return strict_yaml.load(done.stdout, "stdout")[0], done.stderr
 
 
-def select(folder: Path, **changes: Any) -> sources.Source:
-    return selection.select(SETTINGS | {"source": str(folder)} | changes)
+def select(folder: Path, **changes: Any) -> Source:
+    return subsets.select(SETTINGS | {"source": str(folder)} | changes)
 
 
-def names(source: sources.Source, split: str = "train") -> set[str]:
+def names(source: Source, split: str = "train") -> set[str]:
     return {one.file for one in source.splits[split]}
 
 
@@ -72,7 +77,7 @@ def test_a_folder_becomes_shards_and_a_second_run_says_so(folder: Path, tmp_path
 
 def test_digits_are_real_and_have_a_fixed_split(tmp_path: Path) -> None:
     document, _ = shard("digits", "workers=1", "-o", tmp_path / "sh")
-    train, val = (shards.open_split(document, split) for split in ("train", "val"))
+    train, val = (open_split(document, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (1437, 360)
     assert images.decode(train.image(0), "x").shape == (32, 32, 3)
     assert not set(train.keys) & set(val.keys)
@@ -82,7 +87,7 @@ def test_digits_are_real_and_have_a_fixed_split(tmp_path: Path) -> None:
 def test_scenes_carry_their_facts(tmp_path: Path) -> None:
     words = ("scenes", "train_samples=20", "val_samples=10", "size=32", "-o", tmp_path / "sh")
     document, _ = shard(*words)
-    index = shards.open_split(document, "train")
+    index = open_split(document, "train")
     info = index.info(0)
     assert {"angle", "hue", "mask", "box", "texture"} <= set(info)
     assert index.classes is not None
@@ -113,7 +118,7 @@ def test_verification_names_counts_and_drops_by_the_rule(folder: Path, tmp_path:
     lines = (tmp_path / "sh" / "report.tsv").read_text().splitlines()
     assert "val\tduplicate\tdog/im.0.JPEG\tsame bytes as train/cat/twin.JPEG" in lines
     assert f"\tignored\t{cats / 'notes.txt'}\tits name is not an image's" in lines
-    keys = set(shards.open_split(document, "train").keys)
+    keys = set(open_split(document, "train").keys)
     assert "cat/press" in keys
     assert "cat/tiny" not in keys
 
@@ -129,7 +134,7 @@ def test_without_verification_everything_is_packed(folder: Path, tmp_path: Path)
 def test_a_source_is_a_word_of_its_own(word: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
-    (document,) = words.parse([word], stage.program).documents
+    (document,) = parse([word], program).documents
     wanted = word if ":" in word else str(tmp_path / word)
     assert document == {"shard": {"source": wanted}}
 
@@ -241,7 +246,7 @@ def test_classes_are_labelled_by_their_place_in_the_sorted_list(tmp_path: Path) 
 
 
 def test_imagenet_100_is_the_list_of_cmc() -> None:
-    listed = selection.class_names("in100")
+    listed = subsets.class_names("in100")
     assert listed is not None
     assert len(set(listed)) == 100
     assert listed[0] == "n01558993"
@@ -315,13 +320,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 def test_missing_scikit_learn_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(EquiError, match=r"pip install 'equitools\[digits\]'"):
-        sources.digits(32)
+        digits.digits(32)
 
 
 # --- torchvision -----------------------------------------------------------------------------
 
 
-def torchvision_set(name: str, root: Path | None, **args: Any) -> sources.Source:
+def torchvision_set(name: str, root: Path | None, **args: Any) -> Source:
     place = None if root is None else str(root)
     return torchvision_sets.torchvision_set(name, place, False, args, None, None)
 

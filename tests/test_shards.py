@@ -16,18 +16,18 @@ from typing import Any
 import pytest
 from pictures import encoded, make_folder
 
-from equitools import (
-    files,
-    label_checks,
-    packers,
-    packing,
-    shards,
-    shardset,
-    shardtable,
-    sources,
-    tars,
-)
-from equitools.errors import DataError
+from equitools.core.errors import DataError
+from equitools.data.shards import index as shards
+from equitools.data.shards import packing
+from equitools.data.shards import pool as packers
+from equitools.data.shards import table as shards_table
+from equitools.data.shards import tar as tars
+from equitools.data.shards.index import ShardIndex, open_split
+from equitools.data.shards.inventory import finish
+from equitools.data.shards.pool import write_all
+from equitools.data.sources import folder as sources_folder
+from equitools.features.labels import classes_of
+from equitools.manifest import files
 
 SETTINGS: dict[str, Any] = {
     "seed": 0, "samples_per_shard": 8, "megabytes_per_shard": 500, "verify": False, "min_side": 8,
@@ -37,11 +37,11 @@ SETTINGS: dict[str, Any] = {
 
 def pack(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """The manifest of a folder, packed in this process."""
-    source = sources.folder(folder, None, None, None)
+    source = sources_folder.folder(folder, None, None, None)
     out.mkdir(exist_ok=True)
     jobs = packing.plan(source, out, **{**SETTINGS, **changes})
-    written = packers.write_all(jobs, 1, lambda n: None)
-    return {"files": shardset.finish(out, written, source.classes)}
+    written = write_all(jobs, 1, lambda n: None)
+    return {"files": finish(out, written, source.classes)}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_packed_sample_has_the_bytes_and_label_of_its_file(folder: Path, tmp_path: Path) -> None:
-    index = shards.open_split(pack(folder, tmp_path / "out"), "train")
+    index = open_split(pack(folder, tmp_path / "out"), "train")
     assert len(index) == 20
     assert index.counts == (6, 7, 7)
     assert index.classes == ["cat", "dog"]
@@ -116,7 +116,7 @@ def test_shards_written_by_webdataset_read_the_same(tmp_path: Path) -> None:
             sample = {"__key__": f"a/{i:03d}", "jpg": encoded(seed=i), "cls": i}
             writer.write(sample | {"json": {"n": i}})
     entry = {"path": str(tmp_path / "x-{000000..000001}.tar")}
-    index = shards.open_split({"files": {"shards.train": entry}}, "train")
+    index = open_split({"files": {"shards.train": entry}}, "train")
     assert index.labels.tolist() == [0, 1, 2, 3, 4]
     assert index.keys[4] == "a/004"
     assert index.image(4) == encoded(seed=4)
@@ -130,7 +130,7 @@ def test_the_manifest_says_how_many_classes_there_are_where_no_names_are_known(
     document = pack(folder, tmp_path / "out")
     (tmp_path / "out" / "_info.json").unlink()
     document["files"]["shards.train"]["classes"] = 7
-    assert label_checks.classes_of(shards.open_split(document, "train")) == 7
+    assert classes_of(open_split(document, "train")) == 7
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.001, -1024 * 20])
@@ -140,16 +140,16 @@ def test_a_truncated_tar_is_named(folder: Path, tmp_path: Path, keep: float) -> 
     cut = int(len(data) * keep) if keep > 0 else len(data.rstrip(b"\0")) // 512 * 512 + 512
     Path(entry["path"]).write_bytes(data[:cut])
     with pytest.raises(DataError, match=r"val-000000\.tar is truncated"):
-        shards.ShardIndex([Path(entry["path"])])
+        ShardIndex([Path(entry["path"])])
 
 
 def test_a_missing_split_says_how_to_get_one(folder: Path, tmp_path: Path) -> None:
     document = pack(folder, tmp_path / "out")
     del document["files"]["shards.val"]
     with pytest.raises(DataError, match=r"shards\.train; .*holdout=0\.1"):
-        shards.open_split(document, "val")
+        open_split(document, "val")
     with pytest.raises(DataError, match="names no shards"):
-        shards.open_split({}, "train")
+        open_split({}, "train")
 
 
 def test_a_changed_shard_is_named_with_both_digests(folder: Path, tmp_path: Path) -> None:
@@ -159,24 +159,24 @@ def test_a_changed_shard_is_named_with_both_digests(folder: Path, tmp_path: Path
     data[4000] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"sha256:\w+.*{entry['digest']}.*train-000001"):
-        shards.open_split(document, "train")
+        open_split(document, "train")
     path.write_bytes(data[:-512])
     with pytest.raises(DataError, match=r"bytes.*train-000001"):
-        shards.open_split(document, "train")
+        open_split(document, "train")
     path.unlink()
     with pytest.raises(DataError, match=r"no shard .*train-000001\.tar"):
-        shards.open_split(document, "train")
+        open_split(document, "train")
 
 
 def test_large_sets_are_opened_by_size_and_say_so(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "VERIFY_BYTES", 100)
-    assert shards.open_split(pack(folder, tmp_path / "out"), "train").unverified
+    assert open_split(pack(folder, tmp_path / "out"), "train").unverified
 
 
 def test_an_index_travels_to_other_processes(folder: Path, tmp_path: Path) -> None:
-    index = shards.open_split(pack(folder, tmp_path / "out"), "train")
+    index = open_split(pack(folder, tmp_path / "out"), "train")
     expected = [index.image(i) for i in range(20)]
     copy = pickle.loads(pickle.dumps(index))
     assert not copy._open
@@ -191,7 +191,7 @@ def test_shards_come_from_urls_once(
     entry = pack(folder, tmp_path / "out")["files"]["shards.train"]
     name = Path(entry["path"]).name
     near = {"files": {"shards.train": entry | {"path": f"file://{entry['path']}"}}}
-    assert len(shards.open_split(near, "train")) == 20
+    assert len(open_split(near, "train")) == 20
     if shutil.which("curl") is None:
         pytest.skip("webdataset fetches with curl")
     monkeypatch.setenv("EQUITOOLS_STORE", str(tmp_path / "store"))
@@ -200,12 +200,12 @@ def test_shards_come_from_urls_once(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{server.server_address[1]}"
         far = {"files": {"shards.train": entry | {"path": f"{root}/{name}"}}}
-        assert len(shards.open_split(far, "train")) == 20
+        assert len(open_split(far, "train")) == 20
         gone = {"files": {"shards.train": entry | {"path": f"{root}/other.tar"}}}
         with pytest.raises(DataError, match=r"cannot fetch http.*other\.tar"):
-            shards.open_split(gone, "train")
+            open_split(gone, "train")
         server.shutdown()
-    assert len(shards.open_split(far, "train")) == 20, "the second time without the server"
+    assert len(open_split(far, "train")) == 20, "the second time without the server"
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -216,7 +216,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def test_a_manifest_never_runs_a_command(tmp_path: Path) -> None:
     entry = {"path": f"pipe:touch {tmp_path}/ran"}
     with pytest.raises(DataError, match="cannot be a command"):
-        shards.open_split({"files": {"shards.train": entry}}, "train")
+        open_split({"files": {"shards.train": entry}}, "train")
     assert not (tmp_path / "ran").exists()
 
 
@@ -227,12 +227,12 @@ def test_the_table_beside_the_shards_says_what_their_headers_say(
     for split in ("train", "val"):
         paths = sorted((tmp_path / "out").glob(f"{split}-*.tar"))
         digest = document["files"][f"shards.{split}"]["digest"]
-        said, found = shardtable.load(paths, split, digest), shardtable.read(paths)
+        said, found = shards_table.load(paths, split, digest), shards_table.read(paths)
         assert said is not None
         assert (list(said.keys), said.counts) == (list(found.keys), found.counts)
         assert (said.rows == found.rows).all()
     monkeypatch.setattr(tars, "walk", None)  # no header is looked at
-    index = shards.open_split(document, "train")
+    index = open_split(document, "train")
     assert index.image(3) == (folder / "train" / index.info(3)["filename"]).read_bytes()
 
 
@@ -244,19 +244,19 @@ def test_a_table_that_is_damaged_or_of_other_shards_is_not_believed(
     digest = document["files"]["shards.train"]["digest"]
     beside = tmp_path / "a" / "train.index.npz"
     data = beside.read_bytes()
-    assert shardtable.load(paths, "train", other["files"]["shards.train"]["digest"]) is None
-    assert shardtable.load(paths, "train", None) is None
-    assert shardtable.load(paths[:2], "train", digest) is None
+    assert shards_table.load(paths, "train", other["files"]["shards.train"]["digest"]) is None
+    assert shards_table.load(paths, "train", None) is None
+    assert shards_table.load(paths[:2], "train", digest) is None
     others = (tmp_path / "b" / beside.name).read_bytes()
     for change in (data[: len(data) // 2], b"", b"no zip", others):
         beside.write_bytes(change)
-        assert shardtable.load(paths, "train", digest) is None
+        assert shards_table.load(paths, "train", digest) is None
     for place in range(100, len(data), len(data) // 40):
         beside.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        said = shardtable.load(paths, "train", digest)
-        assert said is None or (said.rows == shardtable.read(paths).rows).all()
+        said = shards_table.load(paths, "train", digest)
+        assert said is None or (said.rows == shards_table.read(paths).rows).all()
     beside.unlink()
-    assert len(shards.open_split(document, "train")) == 20
+    assert len(open_split(document, "train")) == 20
 
 
 # --- Packing ---------------------------------------------------------------------------------
@@ -275,18 +275,18 @@ def test_awkward_names_get_keys_that_tar_readers_take(tmp_path: Path) -> None:
     for i, name in enumerate(odd):
         (tmp_path / "set" / "k.1").mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / "k.1" / name).write_bytes(encoded("PNG", seed=i))
-    index = shards.open_split(pack(tmp_path / "set", tmp_path / "out"), "train")
+    index = open_split(pack(tmp_path / "set", tmp_path / "out"), "train")
     assert sorted(index.info(i)["filename"] for i in range(7)) == sorted(f"k.1/{n}" for n in odd)
     assert len(set(index.keys)) == 7
     assert all("." not in key and "__" not in key for key in index.keys)
 
 
 def test_a_failure_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    source = sources.folder(folder, None, None, None)
+    source = sources_folder.folder(folder, None, None, None)
     (folder / "train" / "dog" / "im.3.JPEG").write_bytes(b"shorter")
     jobs = packing.plan(source, tmp_path / "out", **SETTINGS)
     with pytest.raises(DataError, match=r"im\.3\.JPEG changed"):
-        packers.write_all(jobs, 1, lambda n: None)
+        write_all(jobs, 1, lambda n: None)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -296,11 +296,11 @@ def test_threads_and_processes_write_the_same_bytes(
 ) -> None:
     alone = pack(folder, tmp_path / "a")
     monkeypatch.setattr(packers, "ALONE", 0)
-    source = sources.folder(folder, None, None, None)
+    source = sources_folder.folder(folder, None, None, None)
     done: list[int] = []
     jobs = packing.plan(source, tmp_path / "b", **SETTINGS | {"verify": verify})
-    written = packers.write_all(jobs, 2, done.append)
-    entries = shardset.finish(tmp_path / "b", written, source.classes)
+    written = write_all(jobs, 2, done.append)
+    entries = finish(tmp_path / "b", written, source.classes)
     assert sum(done) == 23
     assert entries["shards.train"]["digest"] == alone["files"]["shards.train"]["digest"]
     info = json.loads((tmp_path / "b" / "_info.json").read_text())

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from equitools import lineage, manifest, papers, tables
-from equitools.cells import document_of
-from equitools.errors import DataError, UsageError
+from equitools import manifest
+from equitools.core.errors import DataError, UsageError
+from equitools.manifest.cells import document_of
+from equitools.report import lineage, magnitudes, table2
+from equitools.report.formats import tables
+from equitools.report.scores import Value, score_table, summary
 
 TABLE = manifest.layer("table2", ("table",))["table"]
 ENDS = {"resnet18": (11.177, 1.826), "resnet50": (23.508, 4.143), "vit-tiny": (5.524, 1.258),
@@ -52,7 +55,7 @@ def test_markdown_csv_and_latex_hold_the_same_cells() -> None:
 
 def test_repetitions_become_mean_and_deviation() -> None:
     scores = {f"perturb/grid/cj/all/seed{i}/draw{j}/top1": 50.0 + i for i in (0, 2) for j in (0, 1)}
-    found = tables.summary(scores)
+    found = summary(scores)
     value = found["perturb/grid/cj/all/top1"]
     assert (value.mean, value.count) == (51.0, 4)
     assert value.sd == pytest.approx(math.sqrt(4 / 3))
@@ -62,29 +65,29 @@ def test_repetitions_become_mean_and_deviation() -> None:
 def test_a_mean_that_the_evaluation_wrote_is_taken_as_it_is() -> None:
     each = {f"probe/linear/all/seed{i}/top1": v for i, v in enumerate((10.0, 20.0))}
     said = {"probe/linear/all/mean/top1": 15.5, "probe/linear/all/sd/top1": 3.0}
-    assert tables.summary(each | said)["probe/linear/all/top1"] == tables.Value(15.5, 3.0, 2)
-    alone = tables.summary({"probe/knn/all/mean/top1": 7.0, "probe/knn/all/sd/top1": 0.0})
+    assert summary(each | said)["probe/linear/all/top1"] == Value(15.5, 3.0, 2)
+    alone = summary({"probe/knn/all/mean/top1": 7.0, "probe/knn/all/sd/top1": 0.0})
     assert str(alone["probe/knn/all/top1"]) == "7.00", "one seed has no spread to show"
 
 
 def test_one_document_is_shown_in_full_and_several_side_by_side() -> None:
     first, second = result("dino.vit-mini.caug", 70.0), result("dino+clever.vit-mini.caug", 71.0)
-    columns, rows = tables.score_table([first])
+    columns, rows = score_table([first])
     assert columns == ["score", "top1", "top5"]
     assert rows[0][0] == "probe/linear/all"
-    columns, rows = tables.score_table([first, second])
+    columns, rows = score_table([first, second])
     assert columns[-1] == "probe/linear/all/top1"
     assert [row[0] for row in rows] == ["dino", "dino+clever"]
-    columns, _ = tables.score_table([first, second], ["*/top5"])
+    columns, _ = score_table([first, second], ["*/top5"])
     assert columns[-1] == "probe/linear/all/top5"
     with pytest.raises(UsageError, match="no score fits"):
-        tables.score_table([first], ["nothing"])
+        score_table([first], ["nothing"])
     with pytest.raises(DataError, match="no document has scores"):
-        tables.score_table([{"kind": "shards"}])
+        score_table([{"kind": "shards"}])
 
 
 def test_table2_has_the_paper_s_rows_and_its_numbers() -> None:
-    rows = papers.table2(TABLE, [], "paper", count)
+    rows = table2.table2(TABLE, [], "paper", count)
     printed = [row for row in rows if row["paper_top1"] is not None]
     assert len(printed) == 34
     by_name = {(r["method"], r["epochs"], r["backbone"]): r["paper_top1"] for r in printed}
@@ -98,22 +101,22 @@ def test_table2_has_the_paper_s_rows_and_its_numbers() -> None:
 
 
 def test_what_is_counted_equals_the_paper_s_columns() -> None:
-    _, rows = papers.show_table2(papers.table2(TABLE, [], "mini", count))
+    _, rows = table2.show_table2(table2.table2(TABLE, [], "mini", count))
     shown = {(row[3], row[4], row[5]) for row in rows if row[4]}
     assert shown == {
         ("ResNet18", "11.2M", "1.83G"), ("ResNet50", "23.5M", "4.14G"),
         ("ViT-Tiny", "5.5M", "1.26G"), ("ViT-Small", "21.7M", "4.61G"),
         ("VMamba-Tiny", "29.5M", "4.84G"),
     }  # fmt: skip
-    wrong = papers.table2(TABLE, [], "mini", lambda layer: (9e6, 9e9))
-    assert papers.show_table2(wrong)[1][0][4] == "9.0M (paper 23.5M)"
+    wrong = table2.table2(TABLE, [], "mini", lambda layer: (9e6, 9e9))
+    assert table2.show_table2(wrong)[1][0][4] == "9.0M (paper 23.5M)"
 
 
 @pytest.mark.parametrize("scale", ["mini", "small", "paper"])
 def test_every_cell_finds_its_row_and_no_other(scale: str) -> None:
     cells = [c for row in TABLE["rows"] if (c := (row.get("cells") or {}).get(scale))]
     documents = [result(cell, float(i + 1)) for i, cell in enumerate(cells)]
-    rows = papers.table2(TABLE, documents, scale, count)
+    rows = table2.table2(TABLE, documents, scale, count)
     assert [row["ours_top1"] for row in rows if row["status"].endswith("measured")] == [
         float(i + 1) for i in range(len(cells))
     ]
@@ -122,17 +125,17 @@ def test_every_cell_finds_its_row_and_no_other(scale: str) -> None:
 
 def test_a_run_with_other_knobs_is_not_a_row_of_the_paper() -> None:
     heavy = {"equivariance": {"clever": {"weight": 2.0, "regularization": 0.001}}}
-    rows = papers.table2(TABLE, [result("dino+clever.vit-mini.caug", 50.0, **heavy)], "mini", count)
+    rows = table2.table2(TABLE, [result("dino+clever.vit-mini.caug", 50.0, **heavy)], "mini", count)
     assert not [row for row in rows if row["status"] == "measured"]
     assert rows[-1]["ours_top1"] == 50.0
     assert rows[-1]["status"] == "measured; not a row of the table"
-    bare = papers.table2(TABLE, [result("dino.vit-mini.baug", 50.0)], "mini", count)
+    bare = table2.table2(TABLE, [result("dino.vit-mini.baug", 50.0)], "mini", count)
     assert "not a row" in bare[-1]["status"], "BAug is not CAug"
 
 
 def test_several_runs_of_a_row_are_one_number_with_their_spread() -> None:
     runs = [result("dino.vit-mini.caug", top1) for top1 in (60.0, 64.0)]
-    row = next(r for r in papers.table2(TABLE, runs, "mini", count) if r["ours_runs"])
+    row = next(r for r in table2.table2(TABLE, runs, "mini", count) if r["ours_runs"])
     assert (row["ours_top1"], row["ours_runs"]) == (62.0, 2)
     assert row["ours_top1_sd"] == pytest.approx(2.83)
 
@@ -140,9 +143,9 @@ def test_several_runs_of_a_row_are_one_number_with_their_spread() -> None:
 def test_a_document_without_the_table_s_score_is_refused() -> None:
     document = result("dino.vit-mini.caug", 60.0) | {"scores": {"probe/knn/all/top1": 1.0}}
     with pytest.raises(DataError, match="has no score probe/linear/all"):
-        papers.table2(TABLE, [document], "mini", count)
+        table2.table2(TABLE, [document], "mini", count)
     with pytest.raises(UsageError, match="mini, small, paper"):
-        papers.table2(TABLE, [], "huge", count)
+        table2.table2(TABLE, [], "huge", count)
 
 
 def test_table1_is_log10_of_heads_and_representations() -> None:
@@ -151,14 +154,14 @@ def test_table1_is_log10_of_heads_and_representations() -> None:
             "ddcl/h_V": 3.0 - s, "simsiam/h_I": 2.0, "ddcl/z_V": 10.0**-s, "simsiam/z_I": 0.1}}
         for s in range(1, 11)
     ]  # fmt: skip
-    rows = papers.magnitudes(lines)
+    rows = magnitudes.magnitudes(lines)
     assert rows[0]["z_V"] == pytest.approx(-1.0)
-    usual = papers.at_epochs(rows, papers.usual_epochs(rows))
+    usual = magnitudes.at_epochs(rows, magnitudes.usual_epochs(rows))
     assert [row["epoch"] for row in usual] == [1.0, 3.0, 5.0, 8.0, 10.0]
-    assert [r["epoch"] for r in papers.at_epochs(rows, [2, 5, 400])] == [2.0, 5.0]
-    assert papers.verdict(rows[-1]) == "collapse / trivial solution"
-    assert papers.verdict(rows[1]) == "similar projection"
-    assert papers.verdict(rows[-1] | {"z_I": -3.5}) == "both parts collapse"
+    assert [r["epoch"] for r in magnitudes.at_epochs(rows, [2, 5, 400])] == [2.0, 5.0]
+    assert magnitudes.verdict(rows[-1]) == "collapse / trivial solution"
+    assert magnitudes.verdict(rows[1]) == "similar projection"
+    assert magnitudes.verdict(rows[-1] | {"z_I": -3.5}) == "both parts collapse"
 
 
 def test_the_way_back_from_a_score_reaches_the_shards() -> None:

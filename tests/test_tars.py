@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from equitools import shardtable, tars
-from equitools.errors import DataError
+from equitools.core.errors import DataError
+from equitools.data.shards import table as shards_table
+from equitools.data.shards import tar as shards_tar
+from equitools.data.shards.tar import _walk_headers, _walk_tarfile, ending, header, walk
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.jpg", "p" * 90 + "/" + "q" * 80, "é/ü.json"])
@@ -18,7 +20,7 @@ from equitools.errors import DataError
 def test_a_header_is_the_one_of_the_standard_library(name: str, size: int) -> None:
     expected = tarfile.TarInfo(name)
     expected.size = size
-    assert tars.header(name.encode(), size) == expected.tobuf(tarfile.USTAR_FORMAT)
+    assert header(name.encode(), size) == expected.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("dialect", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -30,12 +32,12 @@ def test_every_dialect_of_tar_is_indexed(tmp_path: Path, dialect: int) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    table = shardtable.read([_without_bare_names(tmp_path / "x.tar")])
+    table = shards_table.read([_without_bare_names(tmp_path / "x.tar")])
     assert (table.keys[0], table.rows[0, 4]) == (long, 7)
 
 
 def _without_bare_names(path: Path) -> Path:
-    names = [name for name, _, _ in tars.walk(path)]
+    names = [name for name, _, _ in walk(path)]
     assert names[0] == "deep"
     with (
         tarfile.open(path) as old,
@@ -56,14 +58,14 @@ def test_a_member_that_escapes_is_refused_with_shard_and_member(
             tarfile.TarInfo(name if dialect == tarfile.USTAR_FORMAT else f"{name}{LONG}")
         )
     with pytest.raises(DataError, match=r"bad\.tar.*evil\.jpg"):
-        list(tars.walk(tmp_path / "bad.tar"))
+        list(walk(tmp_path / "bad.tar"))
 
 
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz") as archive:
         archive.add(__file__, "a.jpg")
     with pytest.raises(DataError, match="uncompressed"):
-        list(tars.walk(tmp_path / "x.tar"))
+        list(walk(tmp_path / "x.tar"))
 
 
 LONG = "n" * 200
@@ -94,18 +96,18 @@ def made(path: Path, dialect: int, **pax: str) -> Path:
 @pytest.mark.parametrize("dialect", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_need_no_other_reader(tmp_path: Path, dialect: int) -> None:
     path = made(tmp_path / "x.tar", dialect)
-    found = tars._walk_headers(path)
-    assert found == tars._walk_tarfile(path)
+    found = _walk_headers(path)
+    assert found == _walk_tarfile(path)
     assert [name for name, _, _ in found or []] == list(ENTRIES)
 
 
 def test_what_is_rare_goes_to_the_standard_library(tmp_path: Path) -> None:
     path = made(tmp_path / "x.tar", tarfile.PAX_FORMAT, **{"GNU.sparse.other": "1"})
-    assert tars._walk_headers(path) is None
+    assert _walk_headers(path) is None
     with tarfile.open(path, "w", pax_headers={"comment": "global"}) as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
-    assert tars._walk_headers(path) is None
-    assert [name for name, _, _ in tars.walk(path)] == ["a.jpg"]
+    assert _walk_headers(path) is None
+    assert [name for name, _, _ in walk(path)] == ["a.jpg"]
 
 
 def test_sizes_beyond_octal_digits_are_read(tmp_path: Path) -> None:
@@ -117,19 +119,19 @@ def test_sizes_beyond_octal_digits_are_read(tmp_path: Path) -> None:
         with (tmp_path / "x.tar").open("wb") as file:  # a hole takes no room
             file.write(head)
             file.truncate(len(head) + size + 1024)
-        assert list(tars.walk(tmp_path / "x.tar")) == [("a.jpg", len(head), size)]
+        assert list(walk(tmp_path / "x.tar")) == [("a.jpg", len(head), size)]
 
 
 @pytest.mark.parametrize(
     "body", [b"0 path=x\n", b"99 path=x\n", b"-9 path=x\n", b"path=x\n", b"11 size=-5\n", b"3 \n"]
 )
 def test_a_pax_header_that_makes_no_sense_is_damage(tmp_path: Path, body: bytes) -> None:
-    extension = bytearray(tars.header(b"x", len(body)))
+    extension = bytearray(header(b"x", len(body)))
     extension[156:157] = b"x"
-    data = sealed(extension) + body.ljust(512, b"\0") + tars.member(b"a.jpg", b"image")
-    (tmp_path / "x.tar").write_bytes(data + tars.ending(len(data)))
+    data = sealed(extension) + body.ljust(512, b"\0") + shards_tar.member(b"a.jpg", b"image")
+    (tmp_path / "x.tar").write_bytes(data + ending(len(data)))
     with pytest.raises(DataError, match="damaged"):
-        list(tars.walk(tmp_path / "x.tar"))
+        list(walk(tmp_path / "x.tar"))
 
 
 def sealed(block: bytearray) -> bytes:
@@ -143,8 +145,8 @@ def sealed(block: bytearray) -> bytes:
 def test_damage_is_an_error_or_stays_inside_of_the_file(tmp_path: Path, dialect: int) -> None:
     """Random bytes in random headers, with right checksums: no crash, no hang, no way out."""
     if dialect == tarfile.USTAR_FORMAT:
-        whole = b"".join(tars.member(f"{i}.jpg".encode(), bytes(600)) for i in range(5))
-        whole += tars.ending(len(whole))
+        whole = b"".join(shards_tar.member(f"{i}.jpg".encode(), bytes(600)) for i in range(5))
+        whole += ending(len(whole))
     else:
         whole = made(tmp_path / "x.tar", dialect).read_bytes()
     heads = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
@@ -159,7 +161,7 @@ def test_damage_is_an_error_or_stays_inside_of_the_file(tmp_path: Path, dialect:
         data[at : at + 512] = sealed(data[at : at + 512])
         (tmp_path / "y.tar").write_bytes(data)
         try:
-            members = list(tars.walk(tmp_path / "y.tar"))
+            members = list(walk(tmp_path / "y.tar"))
         except DataError:
             continue
         assert all(0 <= offset <= offset + size <= len(data) for _, offset, size in members)

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from equitools import augment, learner, throughput
+from equitools import augment
+from equitools.training import recipe, throughput
 
 RECIPE = {
     "backbone": {"name": "vit_mini"},
@@ -15,7 +16,7 @@ RECIPE = {
 
 
 def settings_of(**change):
-    return learner.resolve(RECIPE | change)
+    return recipe.resolve(RECIPE | change)
 
 
 def operations(**change):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from equitools import tokencut
-from equitools.errors import NumericalError
+from equitools.core.errors import NumericalError
+from equitools.evals.segmentation import tokencut
 
 
 def keys(height=9, width=11, seed=0, noise=0.6):

@@ -7,8 +7,10 @@ from asking import ask, write
 from equitools.stages import transfer
 from test_saliency import make
 
-from equitools import backbones, checkpoint, evals, lineage, manifest
-from equitools.errors import DataError, EquiError
+from equitools import backbones, evals, manifest
+from equitools.backbones import checkpoint
+from equitools.core.errors import DataError, EquiError
+from equitools.report import lineage
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import pytest
 import torch
 from asking import ask, make_chain, write
 from equitools.stages import probe, report
+from equitools.stages.cli import words
+from equitools.stages.cli.program import Request
 from PIL import Image
 from torch.nn.functional import normalize
 
-from equitools import manifest, words
-from equitools.errors import DataError, EquiError, NumericalError, UsageError
-from equitools.evals.tsne import choose, look, measure, purity
-from equitools.frame import Request
+from equitools import manifest
+from equitools.core.errors import DataError, EquiError, NumericalError, UsageError
+from equitools.evals.embedding.tsne import choose, look, measure, purity
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from equitools import backbones, checkpoint, costs
-from equitools.backbones.vmamba_block import Scanner
-from equitools.errors import DataError, UsageError
+from equitools import backbones
+from equitools.backbones import checkpoint
+from equitools.backbones.vss_block import Scanner
+from equitools.core.errors import DataError, UsageError
+from equitools.report import costs
 
 SMALL = {"depths": [1, 2], "dims": [32, 48]}
 

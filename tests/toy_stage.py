@@ -6,7 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from equitools import errors, frame, manifest, names
+from equitools.stages.cli.command import command
+from equitools.stages.cli.program import Program
+
+from equitools import manifest
+from equitools.core import errors, files
+from equitools.manifest import run_folder, schema
 
 TOY = [sys.executable, str(Path(__file__))]
 GIVEN = """---
@@ -62,14 +67,14 @@ def settings(
 
 def run(request):
     """Make noise, fail, sleep or leave a worker behind; then describe one file."""
-    chosen = names.knobs(settings, request.settings, "probe")
+    chosen = schema.knobs(settings, request.settings, "probe")
     if request.plan:
         return request.print_plan("a plan")
     out = request.choose_out("toy-out")
-    if (done := frame.finished(out, "toy")) is not None:
+    if (done := run_folder.finished(out, "toy")) is not None:
         request.say("finished already")
         return done
-    frame.lock(out)
+    run_folder.lock(out)
     if chosen["noise"]:
         print("stray print")
         os.write(1, b"raw write\n")
@@ -79,7 +84,7 @@ def run(request):
     if chosen["orphan"] and os.fork() == 0:
         time.sleep(chosen["orphan"])
         os._exit(0)
-    manifest.write_atomic(out / "result.txt", "a result\n")
+    files.write_atomic(out / "result.txt", "a result\n")
     request.say("working")
     time.sleep(chosen["sleep"])
     document = dict(request.document)
@@ -98,8 +103,8 @@ def twice():
     """Do it twice."""
 
 
-main = frame.command(
-    frame.Program(
+main = command(
+    Program(
         name="probe", section="probe", reads=("checkpoint", "scores"), folders=("objective",),
         run=run, help="A toy.", verbs=("embed",), menus={"moves": menu},
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from equitools.augment import geometry
-from equitools.records import Features, Portion, Step, View
+from equitools.core.records import Features, Portion, Step, View
 
 BATCH, DIM, SPLIT = 6, 20, 16
 
@@ -109,17 +109,19 @@ WIDTHS = {
 
 def small(name, width=SPLIT, **knobs):
     """A base objective with small heads: every width that its signature has is made small."""
-    from equitools import names, objectives
+    from equitools import objectives
+    from equitools.manifest import schema
 
-    chosen = names.pick(objectives, name)
+    chosen = schema.pick(objectives, name)
     return chosen(width, **(few(chosen) | knobs))
 
 
 def small_term(name, objective, width=None, **knobs):
     """An equivariance term with small heads for an objective, as wide as what it reads."""
-    from equitools import equivariance, names
+    from equitools import equivariance
+    from equitools.manifest import schema
 
-    chosen = names.pick(equivariance, name)
+    chosen = schema.pick(equivariance, name)
     whole = not (chosen.split or getattr(chosen, "maps", False))
     width = width or (DIM if whole else DIM - SPLIT)
     return chosen(width, objective, **(few(chosen) | knobs))

@@ -1,52 +1,28 @@
-"""Augmentation with parameters as data.
-
-An operation is a module with `draw` (uniforms → parameters), `apply` (pictures, parameters), and
-where it has them `matrix` and `delta`. The modules imported here are the menu of recipes.
-"""
+"""Augmentation with parameters as data, drawn apart from being applied; this is its face."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from equitools.augment import (
-    blur,
-    crop,
-    elastic,
-    flip,
-    geometry,
-    gray,
-    jitter,
-    perturbation,
-    rotation,
-    solarize,
-)
-from equitools.augment.layout import Part, ViewPlan
-from equitools.augment.levels import MEAN, STD, normalize, unnormalize
-from equitools.augment.pipeline import Batch, Drawn, Views, collate, engine
+from equitools.augment import geometry, operations
+from equitools.augment.engines import engine
+from equitools.augment.normalize import MEAN, STD, normalize, unnormalize
+from equitools.augment.views import perturb as perturbation
+from equitools.augment.views.layout import Part, ViewPlan
+from equitools.augment.views.pipeline import Batch, Drawn, Views, collate
 
 __all__ = [
-    "MEAN", "STD", "Batch", "Drawn", "Part", "ViewPlan", "Views", "blur", "collate", "crop",
-    "elastic", "engine", "flip", "geometry", "gray", "jitter", "normalize", "operations",
-    "perturb", "plan", "rotation", "solarize", "unnormalize",
+    "MEAN", "STD", "Batch", "Drawn", "Part", "ViewPlan", "Views", "collate", "engine", "geometry",
+    "normalize", "operations", "perturb", "plan", "unnormalize",
 ]  # fmt: skip
-
-
-def operations() -> dict[str, ModuleType]:
-    """The menu: every module of this namespace that can draw and apply parameters, by name."""
-    return {
-        name: thing
-        for name, thing in sorted(globals().items())
-        if isinstance(thing, ModuleType) and hasattr(thing, "COLUMNS")
-    }
 
 
 def plan(views: dict[str, Any]) -> Views:
     """The views that a recipe's `views` asks for; UsageError for what it cannot ask."""
-    return Views(views, operations())
+    return Views(views, operations.menu())
 
 
 def perturb(
@@ -59,7 +35,7 @@ def perturb(
     given. Returns floats b 3 h w in [0, 1], not normalized. Raises UsageError for unknown
     operations or knobs.
     """
-    menu = operations()
+    menu = operations.menu()
     resolved = perturbation.resolve(settings, menu, "perturb")
     parameters = perturbation.draw(resolved, menu, keys, seed, draw)
     return perturbation.apply(images, parameters, menu)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitools.augment import geometry, keys
+from equitools.augment import geometry, rng
 
 # Of a view as the encoder is shown it: its grid is that after the turns.
 NAMES = ("half_turn", "flip", "quarter_turns", "grid_height", "grid_width")
@@ -45,7 +45,7 @@ def shapes(
 ) -> list[Shape]:
     """The shape of each view of a step. cells: size / patch of each view; first: how many views
     with grids of their own come before these."""
-    drawn = keys.uniforms(seed, "step", step, rows=first + len(cells))[first:]
+    drawn = rng.uniforms(seed, "step", step, rows=first + len(cells))[first:]
     return [
         _shape(row.tolist(), side, area, aspect) for row, side in zip(drawn, cells, strict=True)
     ]

@@ -14,13 +14,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from equitools import names
-from equitools.backbones import positions
-from equitools.backbones.blueprint import Blueprint
 from equitools.backbones.encoder import Encoder
+from equitools.backbones.mini import Blueprint
+from equitools.backbones.positions import fix
 from equitools.backbones.vit import LateClassToken
 from equitools.backbones.vmamba import VMamba, checkpoint_filter_fn
-from equitools.errors import DataError, UsageError
+from equitools.core.errors import DataError, UsageError
+from equitools.manifest import schema
 
 
 def settings(
@@ -60,7 +60,7 @@ def menu() -> dict[str, Callable[[], Blueprint]]:
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """The backbone's settings with every default written back; UsageError for unknown names."""
-    found = settings(**names.knobs(settings, given, "recipe.backbone"))
+    found = settings(**schema.knobs(settings, given, "recipe.backbone"))
     _blueprint(found["name"])
     return found
 
@@ -89,7 +89,7 @@ def create(given: dict[str, Any]) -> Encoder:
     if chosen["positions"] == "sincos":
         if getattr(trunk, "pos_embed", None) is None:
             raise UsageError(f"{chosen['name']} has no positions; say backbone.positions=learned")
-        positions.fix(trunk)
+        fix(trunk)
     size = plan.image_size or trunk.pretrained_cfg["input_size"][-1]
     return Encoder(trunk, chosen, architecture, args, args.get("img_size", size))
 

@@ -16,9 +16,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools.backbones import narrow
-from equitools.errors import UsageError
-from equitools.records import Features
+from equitools.backbones import narrow_conv
+from equitools.core.errors import UsageError
+from equitools.core.records import Features
 
 
 def split_width(dim: int, ratio: float, rounding: str) -> int:
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.has_keys = self.is_vit or isinstance(trunk, Eva)  # DINOv3 and EVA are ViTs, too
         if not self.is_vit:  # convolutions are faster on it, 1.3 times in fp32 on a CPU
             trunk.to(memory_format=torch.channels_last)
-            narrow.mend(trunk)
+            narrow_conv.mend(trunk)
         self.dim = int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)
         blocks = trunk.blocks if self.is_vit else getattr(trunk, "feature_info", ())
         self.depth = len(blocks)

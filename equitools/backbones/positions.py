@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
 
 
 def sincos(height: int, width: int, dim: int) -> Tensor:

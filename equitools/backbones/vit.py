@@ -21,7 +21,7 @@ from timm.models._manipulate import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from equitools.errors import UsageError
+from equitools.core.errors import UsageError
 
 PLAIN = ("timm.models.vision_transformer", "timm.models.deit")  # where timm builds its own ViTs
 

@@ -21,8 +21,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from equitools.backbones.vmamba_block import Block, planes, start
-from equitools.errors import UsageError
+from equitools.backbones.vss_block import Block, planes, start
+from equitools.core.errors import UsageError
 
 
 class VMamba(nn.Module):

@@ -15,8 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from equitools import crossview, ema, parts
-from equitools.records import Step
+from equitools.core.records import Step
+from equitools.nn import collapse, ema
+from equitools.nn.losses import prototypes
+from equitools.nn.losses.parameter_balance import Norm, ScaleFree, balance
+from equitools.nn.term import check_pair, partners
 
 
 class CLeVER(nn.Module):
@@ -44,15 +47,15 @@ class CLeVER(nn.Module):
         beta: float = 1.0,
         regularization: float = 0.001,
         orthogonality: Literal["cosine", "dot"] = "cosine",
-        norm: parts.Norm = "squared",
-        scale_free: parts.ScaleFree = "keep",
+        norm: Norm = "squared",
+        scale_free: ScaleFree = "keep",
         center_momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        parts.check_pair(self, "clever", dim, objective)
+        check_pair(self, "clever", dim, objective)
         (self.head,) = objective.make_heads(dim, out_dim=out_dim)
         self.slow_head = ema.slow_copy(self.head)
-        self.center = parts.Center(out_dim, center_momentum)
+        self.center = ema.Center(out_dim, center_momentum)
         self.beta, self.regularization = beta, regularization
         self.orthogonality = orthogonality
         self.norm, self.scale_free = norm, scale_free
@@ -62,27 +65,27 @@ class CLeVER(nn.Module):
         found = {"clever/orth": self.beta * self.overlap(step)}
         if self.regularization:
             pairs = step.objective.heads(), self.heads()
-            gap = parts.balance(*pairs, norm=self.norm, scale_free=self.scale_free)
+            gap = balance(*pairs, norm=self.norm, scale_free=self.scale_free)
             found["clever/preg"] = self.regularization * gap
         return found
 
     def overlap(self, step: Step) -> Tensor:
         """L_Orth: how much the views' EF assignments overlap; 0 is orthogonal, 1 is equal."""
         online = torch.stack([f.equivariant for f in step.online])
-        met, slow, warmth = parts.partners(step), self.slow(step), step.objective.temperatures(step)
+        met, slow, warmth = partners(step), self.slow(step), step.objective.temperatures(step)
         # Both vectors are positive, so the absolute value of Eq. 11 is the value itself.
-        pairs = crossview.Pairs(self.orthogonality, met, warmth[0], slow)
-        found = crossview.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
+        pairs = prototypes.Pairs(self.orthogonality, met, warmth[0], slow)
+        found = prototypes.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
         if self.training:
             self.center.observe(slow.mean_logits())
         return found
 
     @torch.no_grad()
-    def slow(self, step: Step) -> crossview.Slow:
+    def slow(self, step: Step) -> prototypes.Slow:
         """What the slow EF head needs to say something about each global view."""
         codes = self.slow_head.bottleneck(torch.stack([f.equivariant for f in step.target or []]))
         temperature = step.objective.temperatures(step)[1]
-        return crossview.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
+        return prototypes.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
@@ -98,7 +101,7 @@ class CLeVER(nn.Module):
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: entropies against ln K, log10 Σp² of the EF head, mean |z|."""
         return {
-            **parts.entropies(self.slow(step).assignments()),
-            "h_V": parts.log_power(self.heads()),
-            "z_V": parts.mean_size([features.equivariant for features in step.online]),
+            **collapse.entropies(self.slow(step).assignments()),
+            "h_V": collapse.log_power(self.heads()),
+            "z_V": collapse.mean_size([features.equivariant for features in step.online]),
         }

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import parts
-from equitools.records import Step
+from equitools.core.records import Step
+from equitools.nn import collapse
+from equitools.nn.losses.cosine import predicted_cosine
+from equitools.nn.losses.parameter_balance import Norm, balance
+from equitools.nn.term import check_pair
 
 
 class DDCL(nn.Module):
@@ -40,10 +43,10 @@ class DDCL(nn.Module):
         *,
         regularization: float = 0.001,
         per_sample: bool = False,
-        norm: parts.Norm = "squared",
+        norm: Norm = "squared",
     ) -> None:
         super().__init__()
-        parts.check_pair(self, "ddcl", dim, objective)
+        check_pair(self, "ddcl", dim, objective)
         self.projector, self.predictor = objective.make_heads(dim)
         self.fix_pred_lr = bool(objective.constant_rate())
         self.regularization = regularization
@@ -53,10 +56,10 @@ class DDCL(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The absolute cosine, in [0, 1], and λ · L_PReg when λ > 0."""
         z = [self.projector(features.equivariant) for features in step.online]
-        overlap = parts.predicted_cosine([self.predictor(one) for one in z], z)
+        overlap = predicted_cosine([self.predictor(one) for one in z], z)
         found = {"ddcl/orth": overlap.abs().mean() if self.per_sample else overlap.mean().abs()}
         if self.regularization:
-            gap = parts.balance(step.objective.heads(), self.heads(), norm=self.norm)
+            gap = balance(step.objective.heads(), self.heads(), norm=self.norm)
             found["ddcl/preg"] = self.regularization * gap
         return found
 
@@ -72,6 +75,6 @@ class DDCL(nn.Module):
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the EF heads and mean |z| of the EF part."""
         return {
-            "h_V": parts.log_power(self.heads()),
-            "z_V": parts.mean_size([features.equivariant for features in step.online]),
+            "h_V": collapse.log_power(self.heads()),
+            "z_V": collapse.mean_size([features.equivariant for features in step.online]),
         }

@@ -4,7 +4,7 @@
 
 on the views of a portion of the batch ("Soft Equivariance Regularization", §3). f1 is the network
 up to block ℓ, with a LayerNorm and a projector of its own; ρ_g permutes the cells of a map for
-flips and right angles and interpolates for scalings; d is the contrast of dense_contrast.py, the
+flips and right angles and interpolates for scalings; d is the contrast of dense_info_nce.py, the
 mean of both directions. In the released code the gathered tokens carry no gradient; here they do.
 With 2+4 views there are three pairs, one of them global and each on a crop of its own, and d is the
 mean of all; the released code adds them up.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools import dense_contrast
 from equitools.augment import geometry
-from equitools.errors import UsageError
-from equitools.records import Features, Portion, Step
+from equitools.core.errors import UsageError
+from equitools.core.records import Features, Portion, Step
+from equitools.nn.losses import dense_info_nce
 
 NO_PORTION = (
     "ser needs views that are turned and scaled but not cropped apart, for a part of the batch; say"
@@ -55,7 +55,7 @@ class SER(nn.Module):
         *,
         layer: int = 3,
         temperature: float = 0.3,
-        negatives: dense_contrast.Negatives = "both",
+        negatives: dense_info_nce.Negatives = "both",
         keys: Literal["online", "slow"] = "online",
         out_dim: int = 512,
     ) -> None:
@@ -76,7 +76,7 @@ class SER(nn.Module):
         self.layers = (layer - 1,)
         self.target = keys == "slow"
         self.temperature = temperature
-        self.negatives: dense_contrast.Negatives = negatives
+        self.negatives: dense_info_nce.Negatives = negatives
 
     @staticmethod
     def check_views(views: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class SER(nn.Module):
 
     def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
         tokens = queries.flatten(1, 2), keys.flatten(1, 2)
-        return dense_contrast.mean(*tokens, temperature=self.temperature, negatives=self.negatives)
+        return dense_info_nce.mean(*tokens, temperature=self.temperature, negatives=self.negatives)
 
     def heads(self) -> list[nn.Module]:
         """The norm and the projector that are trained."""

@@ -4,31 +4,25 @@ are those of equi-perturb that need no probe. TRANSFERS are those of equi-transf
 from collections.abc import Callable
 from typing import Any
 
-from equitools.evals import (
-    equivariance,
-    finetune,
-    frozen,
-    layers,
-    propagation,
-    saliency,
-    sensitivity,
-)
-from equitools.evals.embed import evaluate as embed
-from equitools.evals.knn import evaluate as knn
-from equitools.evals.linear import evaluate as linear
-from equitools.evals.mlp import evaluate as mlp
+from equitools.evals.classification import downstream_linear, finetune
+from equitools.evals.classification.knn import evaluate as knn
+from equitools.evals.classification.linear import evaluate as linear
+from equitools.evals.classification.mlp import evaluate as mlp
+from equitools.evals.embedding.embed import evaluate as embed
+from equitools.evals.equivariance import layers, score, sensitivity
+from equitools.evals.segmentation import label_propagation, saliency
 
 DIAGNOSES = {
-    "equivariance": equivariance.evaluate,
+    "equivariance": score.evaluate,
     "layers": layers.evaluate,
     "sensitivity": sensitivity.evaluate,
 }
 TRANSFERS: dict[str, Callable[..., Any]] = {
-    "linear": frozen.evaluate,
+    "linear": downstream_linear.evaluate,
     "finetune": finetune.evaluate,
     "semi": finetune.evaluate,
     "saliency": saliency.evaluate,
-    "video": propagation.evaluate,
+    "video": label_propagation.evaluate,
 }
 
 __all__ = ["embed", "knn", "linear", "mlp"]

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import parallel, parts
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core import distributed
+from equitools.core.records import Step
+from equitools.nn import collapse
+from equitools.nn.heads import mlp
+from equitools.nn.term import two_views
 
 
 class Barlow(nn.Module):
@@ -57,11 +59,11 @@ class Barlow(nn.Module):
 
     def correlation(self, step: Step) -> Tensor:
         """C, d d, over the batches of all processes; in float32."""
-        views = [self.projector(f.invariant) for f in parts.two_views(step, "barlow")]
+        views = [self.projector(f.invariant) for f in two_views(step, "barlow")]
         z1, z2 = (self.normalize(z.float()) for z in views)
         # Autocast would round a sum over the batch to bf16.
         with torch.autocast(z1.device.type, enabled=False):
-            return parallel.sum_across(z1.T @ z2 / (len(z1) * parallel.world_size()))
+            return distributed.sum_across(z1.T @ z2 / (len(z1) * distributed.world_size()))
 
     def momentum(self, done: float) -> float | None:
         """None: there is no slow network."""
@@ -79,7 +81,7 @@ class Barlow(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)
 
 
 def off_diagonal(square: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import ema, parts
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core.records import Step
+from equitools.nn import collapse, ema, schedules
+from equitools.nn.heads import mlp
+from equitools.nn.losses.cosine import cosine
+from equitools.nn.term import partners
 
 
 class BYOL(nn.Module):
@@ -52,9 +54,9 @@ class BYOL(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Twice the mean squared distance of unit vectors, in [0, 8]; 0 is perfect prediction."""
-        met, slow = parts.partners(step), self.slow(step)
+        met, slow = partners(step), self.slow(step)
         predicted = [self.predictor(self.projector(f.invariant)) for f in step.online]
-        pairs = [parts.cosine(predicted[v], slow[i]) for v, own in enumerate(met) for i in own]
+        pairs = [cosine(predicted[v], slow[i]) for v, own in enumerate(met) for i in own]
         return {"byol": 2 * (2 - 2 * torch.stack(pairs)).mean()}
 
     @torch.no_grad()
@@ -64,7 +66,7 @@ class BYOL(nn.Module):
 
     def momentum(self, done: float) -> float:
         """The slow networks' momentum when `done` of the run is behind us."""
-        return parts.half_cosine(self.start, 1.0, done)
+        return schedules.half_cosine(self.start, 1.0, done)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
@@ -88,4 +90,4 @@ class BYOL(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

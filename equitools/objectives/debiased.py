@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import contrast, parts
-from equitools.errors import UsageError
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core.errors import UsageError
+from equitools.core.records import Step
+from equitools.nn import collapse
+from equitools.nn.heads import mlp
+from equitools.nn.losses.info_nce import similarities
+from equitools.nn.term import two_views
 
 
 class Debiased(nn.Module):
@@ -56,8 +58,8 @@ class Debiased(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean loss in nats, 0 or more."""
-        z1, z2 = (self.projector(f.invariant) for f in parts.two_views(step, "debiased"))
-        positives, negatives = contrast.similarities(z1, z2)
+        z1, z2 = (self.projector(f.invariant) for f in two_views(step, "debiased"))
+        positives, negatives = similarities(z1, z2)
         # All exponentials are taken times e^{-1/τ}, so that none is above 1; L does not change.
         positive = torch.exp((positives - 1) / self.temperature)
         others = torch.exp((negatives - 1) / self.temperature).sum(1)
@@ -82,4 +84,4 @@ class Debiased(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

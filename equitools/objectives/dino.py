@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import crossview, ema, parts
-from equitools.heads import DINOHead
-from equitools.records import Step
+from equitools.core.records import Step
+from equitools.nn import collapse, ema, schedules
+from equitools.nn.heads import DINOHead
+from equitools.nn.losses import prototypes
+from equitools.nn.term import partners
 
 
 class DINO(nn.Module):
@@ -62,7 +64,7 @@ class DINO(nn.Module):
         }
         self.head = DINOHead(dim, **self.knobs)
         self.slow_head = ema.slow_copy(self.head)
-        self.center = parts.Center(out_dim, center_momentum)
+        self.center = ema.Center(out_dim, center_momentum)
         self.student_temp = student_temp
         self.teacher_temps = (warmup_teacher_temp, teacher_temp)
         self.warmup = warmup_teacher_temp_epochs
@@ -71,28 +73,28 @@ class DINO(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean cross-entropy over all pairs, in nats; ln K is a uniform student."""
         online, warmth = torch.stack([f.invariant for f in step.online]), self.student_temp
-        met, slow = parts.partners(step), self.slow(step)
-        pairs = crossview.Pairs("cross-entropy", met, warmth, slow)
-        loss = crossview.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
+        met, slow = partners(step), self.slow(step)
+        pairs = prototypes.Pairs("cross-entropy", met, warmth, slow)
+        loss = prototypes.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
         if self.training:
             self.center.observe(slow.mean_logits())
         return {"dino": loss}
 
     @torch.no_grad()
-    def slow(self, step: Step) -> crossview.Slow:
+    def slow(self, step: Step) -> prototypes.Slow:
         """What the slow head needs to say something about each global view."""
         codes = self.slow_head.bottleneck(torch.stack([f.invariant for f in step.target or []]))
         temperature = self.temperatures(step)[1]
-        return crossview.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
+        return prototypes.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
 
     def temperatures(self, step: Step) -> tuple[float, float]:
         """Temperatures of the online and of the slow network at this step."""
         start, end = self.teacher_temps
-        return self.student_temp, start + (end - start) * parts.elapsed(self.warmup, step)
+        return self.student_temp, start + (end - start) * schedules.elapsed(self.warmup, step)
 
     def momentum(self, done: float) -> float:
         """The slow networks' momentum when `done` of the run is behind us."""
-        return parts.half_cosine(self.momentum_teacher, 1.0, done)
+        return schedules.half_cosine(self.momentum_teacher, 1.0, done)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
@@ -112,7 +114,7 @@ class DINO(nn.Module):
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: entropies against ln K, log10 Σp² of the head, mean |z|."""
         return {
-            **parts.entropies(self.slow(step).assignments()),
-            "h_I": parts.log_power(self.heads()),
-            "z_I": parts.mean_size([features.invariant for features in step.online]),
+            **collapse.entropies(self.slow(step).assignments()),
+            "h_I": collapse.log_power(self.heads()),
+            "z_I": collapse.mean_size([features.invariant for features in step.online]),
         }

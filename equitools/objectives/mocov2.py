@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools import contrast, ema, parallel, parts
-from equitools.errors import UsageError
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core import distributed
+from equitools.core.errors import UsageError
+from equitools.core.records import Step
+from equitools.nn import collapse, ema
+from equitools.nn.heads import mlp
+from equitools.nn.losses.info_nce import cosines, unit
 
 
 class MoCoV2(nn.Module):
@@ -63,7 +65,7 @@ class MoCoV2(nn.Module):
         self.knobs: dict[str, Any] = {"hidden_dim": hidden_dim, "out_dim": out_dim}
         (self.projector,) = self.make_heads(dim)
         self.slow_projector = ema.slow_copy(self.projector)
-        self.register_buffer("queue", contrast.unit(torch.randn(queue_size, out_dim)))
+        self.register_buffer("queue", unit(torch.randn(queue_size, out_dim)))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         self.seen: list[Tensor] = []
         self.temperature, self.constant = temperature, momentum
@@ -81,11 +83,11 @@ class MoCoV2(nn.Module):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean cross-entropy in nats; ln(1 + queue_size) where all keys are the same."""
         keys = self.keys(step)
-        queries = contrast.unit(self.projector(step.online[0].invariant))
+        queries = unit(self.projector(step.online[0].invariant))
         positives = (queries * keys).sum(1, keepdim=True)
-        logits = torch.cat([positives, contrast.cosines(queries, self.queue)], dim=1)
+        logits = torch.cat([positives, cosines(queries, self.queue)], dim=1)
         if self.training:
-            self.seen.append(parallel.gather(keys))
+            self.seen.append(distributed.gather(keys))
         first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         return {"mocov2": F.cross_entropy(logits / self.temperature, first)}
 
@@ -93,7 +95,7 @@ class MoCoV2(nn.Module):
     def keys(self, step: Step) -> Tensor:
         """The slow projector's unit vectors of the second view, b out_dim."""
         assert step.target
-        return contrast.unit(self.slow_projector(step.target[-1].invariant))
+        return unit(self.slow_projector(step.target[-1].invariant))
 
     def momentum(self, done: float) -> float:
         """The slow networks' momentum, the same all along."""
@@ -123,4 +125,4 @@ class MoCoV2(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import contrast, ema, parallel, parts
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core import distributed
+from equitools.core.records import Step
+from equitools.nn import collapse, ema, schedules
+from equitools.nn.heads import mlp
+from equitools.nn.losses.info_nce import info_nce, unit
+from equitools.nn.term import partners
 
 
 class MoCoV3(nn.Module):
@@ -63,11 +66,11 @@ class MoCoV3(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean cross-entropy in nats times 4 τ; 4 τ ln N where all keys are the same."""
-        met, keys = parts.partners(step), self.keys(step)
+        met, keys = partners(step), self.keys(step)
         projected = [self.projector(features.invariant) for features in step.online]
-        queries = [contrast.unit(self.predictor(z)) for z in projected]
+        queries = [unit(self.predictor(z)) for z in projected]
         losses = [
-            contrast.info_nce(queries[v], keys[i], self.temperature)
+            info_nce(queries[v], keys[i], self.temperature)
             for v, own in enumerate(met)
             for i in own
         ]
@@ -77,11 +80,11 @@ class MoCoV3(nn.Module):
     def keys(self, step: Step) -> list[Tensor]:
         """The slow projector's unit vectors of each global view, N out_dim, of all processes."""
         slow = [self.slow_projector(features.invariant) for features in step.target or []]
-        return [parallel.gather(contrast.unit(z)) for z in slow]
+        return [distributed.gather(unit(z)) for z in slow]
 
     def momentum(self, done: float) -> float:
         """The slow networks' momentum when `done` of the run is behind us."""
-        return parts.half_cosine(self.start, 1.0, done)
+        return schedules.half_cosine(self.start, 1.0, done)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
@@ -108,4 +111,4 @@ class MoCoV3(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools import contrast, parts
-from equitools.heads import mlp
-from equitools.records import Step
+from equitools.core.records import Step
+from equitools.nn import collapse
+from equitools.nn.heads import mlp
+from equitools.nn.losses.info_nce import similarities
+from equitools.nn.term import two_views
 
 
 class SimCLR(nn.Module):
@@ -52,9 +54,9 @@ class SimCLR(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean cross-entropy in nats; ln(2N - 1) when every view looks the same."""
-        first, second = parts.two_views(step, "simclr")
+        first, second = two_views(step, "simclr")
         z1, z2 = self.projector(torch.cat([first.invariant, second.invariant])).chunk(2)
-        positives, negatives = contrast.similarities(z1, z2)
+        positives, negatives = similarities(z1, z2)
         others = torch.logsumexp(negatives / self.temperature, dim=1)
         # -log(e^p / (e^p + e^o)) = log(1 + e^(o - p))
         return {"simclr": F.softplus(others - positives / self.temperature).mean()}
@@ -75,4 +77,4 @@ class SimCLR(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equitools import parts
-from equitools.errors import UsageError
-from equitools.heads import simsiam_predictor, simsiam_projector
-from equitools.records import Step
+from equitools.core.errors import UsageError
+from equitools.core.records import Step
+from equitools.nn import collapse
+from equitools.nn.heads import simsiam_predictor, simsiam_projector
+from equitools.nn.losses.cosine import predicted_cosine
 
 
 class SimSiam(nn.Module):
@@ -52,7 +53,7 @@ class SimSiam(nn.Module):
         if len(step.online) < 2:
             raise UsageError("simsiam compares views; set views.global.count to 2")
         z = [self.projector(features.invariant) for features in step.online]
-        return {"simsiam": -parts.predicted_cosine([self.predictor(one) for one in z], z).mean()}
+        return {"simsiam": -predicted_cosine([self.predictor(one) for one in z], z).mean()}
 
     def momentum(self, done: float) -> float | None:
         """None: SimSiam keeps no slow network."""
@@ -77,4 +78,4 @@ class SimSiam(nn.Module):
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
         """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
-        return parts.vital_signs(self, step)
+        return collapse.vital_signs(self, step)

@@ -32,9 +32,10 @@ from held import peak
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
-from equitools import augment, images
-from equitools.augment import compiled, pipeline
-from equitools.throughput import photo
+from equitools import augment
+from equitools.augment import engines, native, operations
+from equitools.data import images
+from equitools.training.throughput import photo
 
 BICUBIC = T.InterpolationMode.BICUBIC
 FULL: dict = {"global": {}, "local": {}}
@@ -142,11 +143,11 @@ def elastic_alone(rounds: int, count: int = 16, size: int = 224) -> None:
     crops = crops.permute(0, 1, 4, 2, 3)
     seeds = torch.arange(count, dtype=torch.float64)
     p = torch.stack((torch.full_like(seeds, 100), torch.full_like(seeds, 5), seeds), dim=1)
-    one = {"elastic": augment.elastic}
+    one = {"elastic": operations.elastic}
     theirs = T.ElasticTransform(100.0)
 
     def ours() -> object:
-        return pipeline.carry_out(crops, {"elastic": p}, one, (0, 0, 0), (1, 1, 1))
+        return engines.carry_out(crops, {"elastic": p}, one, (0, 0, 0), (1, 1, 1))
 
     def peer() -> object:
         return [theirs(image) for image in crops[0]]
@@ -163,7 +164,7 @@ def elastic_alone(rounds: int, count: int = 16, size: int = 224) -> None:
 
 def without_extension(work: Callable[[], object]) -> Callable[[], object]:
     def run() -> object:
-        with mock.patch.object(compiled, "library", return_value=None):
+        with mock.patch.object(native, "library", return_value=None):
             return work()
 
     return run

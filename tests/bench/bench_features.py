@@ -36,10 +36,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from equitools import backbones, features
-from equitools.augment import MEAN, STD
-from equitools.preprocess import Pictures, Transform
-from equitools.throughput import photo
+from equitools import backbones
+from equitools.augment.normalize import MEAN, STD
+from equitools.features.extract import extract
+from equitools.features.transform import Pictures, Transform
+from equitools.training.throughput import photo
 
 WORKERS, BATCH = 2, 64
 JPEGS = (".jpg", ".jpeg")
@@ -114,7 +115,7 @@ def twice(files: Labeled, rounds: int) -> tuple[float, float, float]:
         with tempfile.TemporaryDirectory() as cache:
             for times in found:
                 start = time.perf_counter()
-                features.extract(encoder, files, transform=OURS, batch_size=50, cache=Path(cache))
+                extract(encoder, files, transform=OURS, batch_size=50, cache=Path(cache))
                 times.append(len(files) / (time.perf_counter() - start))
             size = sum(path.stat().st_size for path in Path(cache).rglob("*.safetensors"))
     return statistics.median(found[0]), statistics.median(found[1]), size / 2**20

@@ -36,8 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equitools import crossview, ema, optim
-from equitools.heads import DINOHead, WeightNormLinear
+from equitools.nn import ema, optim
+from equitools.nn.heads import DINOHead, WeightNormLinear
+from equitools.nn.losses import prototypes
 
 DIM, ONLINE, SLOW = 256, 0.1, 0.04
 MEBI = 2**20
@@ -138,9 +139,9 @@ def ours(heads: Heads) -> None:
     partners = [tuple(i for i in range(2) if i != v) for v in range(views)]
     losses = []
     for i, kind in enumerate(("cross-entropy", "cosine")):
-        slow = crossview.Slow(heads.slow_codes[i], heads.slow[i], heads.center, SLOW)
-        pairs = crossview.Pairs(kind, partners, ONLINE, slow)
-        losses.append(crossview.mean(heads.codes[i], heads.online[i], pairs))
+        slow = prototypes.Slow(heads.slow_codes[i], heads.slow[i], heads.center, SLOW)
+        pairs = prototypes.Pairs(kind, partners, ONLINE, slow)
+        losses.append(prototypes.mean(heads.codes[i], heads.online[i], pairs))
     sum(losses).backward()
 
 

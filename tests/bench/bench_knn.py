@@ -33,7 +33,7 @@ from held import peak
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from equitools.evals.knn import neighbors, votes
+from equitools.features.neighbors import neighbors, votes
 
 try:
     import faiss

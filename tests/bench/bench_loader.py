@@ -38,8 +38,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
-from equitools import augment, loader, packers, packing, shards, shardset, sources
-from equitools.throughput import photo
+from equitools import augment
+from equitools.data import shards
+from equitools.data.shards import packing
+from equitools.data.shards.index import ShardIndex, locate, open_split
+from equitools.data.shards.inventory import finish
+from equitools.data.shards.order import positions
+from equitools.data.shards.pool import write_all
+from equitools.data.sources import folder as sources_folder
+from equitools.training import loader
+from equitools.training.throughput import photo
 
 WORKERS, BATCH = 2, 64
 BICUBIC = T.InterpolationMode.BICUBIC
@@ -89,16 +97,16 @@ class Samples:
     def _pack(self) -> dict[str, Any]:
         out = self.base / "ours"
         out.mkdir()
-        source = sources.folder(self.links, None, ".", None)
+        source = sources_folder.folder(self.links, None, ".", None)
         jobs = packing.plan(
             source, out, seed=0, samples_per_shard=1000, megabytes_per_shard=500, verify=False,
             min_side=8, crop=224,
         )  # fmt: skip
-        written = packers.write_all(jobs, 1, lambda n: None)
-        return {"files": shardset.finish(out, written, source.classes)}
+        written = write_all(jobs, 1, lambda n: None)
+        return {"files": finish(out, written, source.classes)}
 
     def _write_theirs(self) -> list[str]:
-        index = shards.open_split(self.document, "train")
+        index = open_split(self.document, "train")
         pattern = str(self.base / "theirs-%06d.tar")
         with webdataset.ShardWriter(pattern, maxcount=1000, verbose=0) as writer:
             for i in range(len(index)):
@@ -117,7 +125,7 @@ def _same_disk(path: Path, base: Path) -> bool:
 def loading(samples: Samples, rounds: int) -> None:
     """Pictures a second of both loaders, in turn, and a worker's memory."""
     files = sorted(samples.links.rglob("*.jpg"))
-    index = shards.open_split(samples.document, "train")
+    index = open_split(samples.document, "train")
     plan = augment.plan(FULL)
     data = loader.StepBatches(
         index, plan, seed=0, batch=BATCH, ranks=1, rank=0, accumulate=1
@@ -256,10 +264,10 @@ def with_webdataset(paths: list[str]) -> int:
 
 def with_index(document: dict[str, Any]) -> int:
     """The same, in the order of training."""
-    paths = shards.locate(document["files"]["shards.train"], "shards.train")
-    table = shards.shardtable.load(paths, "train", document["files"]["shards.train"].get("digest"))
-    index, count = shards.ShardIndex(paths, table=table), 0
-    for _, i in shards.positions(index, 0, 0, len(index)):
+    paths = locate(document["files"]["shards.train"], "shards.train")
+    table = shards.table.load(paths, "train", document["files"]["shards.train"].get("digest"))
+    index, count = ShardIndex(paths, table=table), 0
+    for _, i in positions(index, 0, 0, len(index)):
         assert index.image(i)
         int(index.labels[i])
         count += 1

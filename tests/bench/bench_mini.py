@@ -32,8 +32,11 @@ from held import peak
 from PIL import Image
 from torch import nn
 
-from equitools import augment, ema, learner, loader, manifest, optim, shards
-from equitools.records import View
+from equitools import augment, manifest
+from equitools.core.records import View
+from equitools.data.shards.index import open_split
+from equitools.nn import ema, optim
+from equitools.training import learner, loader, recipe
 
 VIEWS = {"global": {"size": 64, "sigma": [0.1, 0.7]}, "local": {"size": 32, "count": 4}}
 HEAD = {"out_dim": 1024, "hidden_dim": 512, "bottleneck_dim": 64}
@@ -155,11 +158,11 @@ def main() -> None:
         nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         subprocess.run([*stage, "-o", f"{place}/shards"], check=True, **nothing)
         document = manifest.load_file(Path(place) / "shards" / "manifest.yaml")[0]
-        compare(shards.open_split(document, "train"), given.steps, given.rounds)
+        compare(open_split(document, "train"), given.steps, given.rounds)
 
 
 def compare(index: Any, steps: int, rounds: int) -> None:
-    settings = learner.resolve(RECIPE)
+    settings = recipe.resolve(RECIPE)
     plan = augment.plan(settings["views"])
     batch = settings["batch_size"]
     contenders: dict[str, Callable[[int], float]] = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitools.evals.propagation import Memory
+from equitools.evals.segmentation.label_propagation import Memory
 
 CONTEXT, REACH, TOPK, TEMPERATURE = 7, 12, 5, 0.1
 GRIDS = {16: ((30, 52), 3), 8: ((60, 104), 6)}  # patch: cells, and the ratio that is aimed at

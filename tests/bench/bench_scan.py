@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equitools.crossscan import cross_scan
-from equitools.crossscan_sweep import swept
+from equitools.backbones.selective_scan import cross_scan
+from equitools.backbones.selective_scan.torch_sweep import swept
 
 MEBI = 2**20
 Scan = Callable[..., Tensor]
@@ -74,14 +74,14 @@ def compare_models(rounds: int) -> None:
     import timm
 
     from equitools import backbones
-    from equitools.backbones import vmamba_block
+    from equitools.backbones import vss_block
 
     assert backbones
     torch.manual_seed(0)
     model, pictures = timm.create_model("vmamba_tiny", num_classes=0), torch.randn(2, 3, 224, 224)
 
     def run(scan: Scan) -> float:
-        with mock.patch.object(vmamba_block, "cross_scan", scan):
+        with mock.patch.object(vss_block, "cross_scan", scan):
             began = time.process_time()
             model(pictures).square().mean().backward()
             model.zero_grad()

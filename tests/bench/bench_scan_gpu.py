@@ -23,8 +23,8 @@ import torch
 from bench_scan import Scan, around, made, row, title
 from torch import Tensor
 
-from equitools.crossscan import cross_scan, engine
-from equitools.crossscan_sweep import swept
+from equitools.backbones.selective_scan import cross_scan, engine
+from equitools.backbones.selective_scan.torch_sweep import swept
 
 Work = Callable[[], object]
 

@@ -40,7 +40,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from equitools import augment, dense_contrast, ema, learner, manifest, portions, recipe
+from equitools import augment, manifest
+from equitools.nn import ema
+from equitools.nn.losses import dense_info_nce
+from equitools.training import learner, portions, recipe
 
 CELLS, WIDTH, TAU = 196, 512, 0.3
 FOLDERS = ("objective", "equivariance", "backbone", "views", "schedule")
@@ -109,7 +112,7 @@ def tokens(images: int) -> list[Tensor]:
 def ours(first: Tensor, second: Tensor) -> None:
     """Both directions block by block, backward."""
     for queries, keys in ((first, second), (second, first)):
-        loss = dense_contrast.mean(queries, keys, temperature=TAU, negatives="both")
+        loss = dense_info_nce.mean(queries, keys, temperature=TAU, negatives="both")
         (loss / 2).backward()
 
 
@@ -220,7 +223,7 @@ class Contender:
 
     def __init__(self, folded: dict[str, Any], given: argparse.Namespace) -> None:
         more = {**folded.pop("more"), "batch_size": given.batch}
-        settings = learner.resolve(recipe.apply_defaults(manifest.fold(folded, more)))
+        settings = recipe.resolve(recipe.apply_defaults(manifest.fold(folded, more)))
         torch.manual_seed(0)
         self.device = given.device
         self.model = learner.build(settings).to(given.device)

@@ -25,7 +25,10 @@ from pathlib import Path
 
 from held import peak
 
-from equitools import packers, packing, shardset, sources, tarwriter
+from equitools.data.shards import packing, tar_writer
+from equitools.data.shards.inventory import finish
+from equitools.data.shards.pool import write_all
+from equitools.data.sources import folder as sources_folder
 
 MEAN_SIZE = 110_000
 
@@ -95,13 +98,13 @@ def empty(folder: Path) -> Path:
 
 def with_tar(folder: Path, out: Path) -> None:
     subprocess.run(["tar", "cf", str(out / "x.tar"), "-C", str(folder), "."], check=True)
-    tarwriter.sync(out / "x.tar")
+    tar_writer.sync(out / "x.tar")
 
 
 def with_webdataset(folder: Path, out: Path) -> None:
     import webdataset
 
-    samples = sources.folder(folder, None, ".", None).splits["train"]
+    samples = sources_folder.folder(folder, None, ".", None).splits["train"]
     pattern = str(out / "x-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=1000, verbose=0) as writer:
         for one in samples:
@@ -109,18 +112,18 @@ def with_webdataset(folder: Path, out: Path) -> None:
             key, data = one.file.removesuffix(".jpg"), Path(str(one.path)).read_bytes()
             writer.write({"__key__": key, "cls": one.label, "json": about, "jpg": data})
     for path in out.glob("*.tar"):
-        tarwriter.sync(path)
+        tar_writer.sync(path)
 
 
 def with_us(folder: Path, out: Path, workers: int) -> None:
     """List, plan, write, sync and rename, as the stage does."""
-    source = sources.folder(folder, None, ".", None)
+    source = sources_folder.folder(folder, None, ".", None)
     jobs = packing.plan(
         source, out, seed=0, samples_per_shard=1000, megabytes_per_shard=500, verify=False,
         min_side=8, crop=224,
     )  # fmt: skip
-    written = packers.write_all(jobs, workers, lambda n: None)
-    shardset.finish(out, written, source.classes)
+    written = write_all(jobs, workers, lambda n: None)
+    finish(out, written, source.classes)
 
 
 def tar_version() -> str:

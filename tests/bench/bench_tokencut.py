@@ -28,9 +28,11 @@ import torch
 from held import peak
 from PIL import Image, ImageOps
 
-from equitools import backbones, bilateral, tokencut
-from equitools.lastkeys import Shown
-from equitools.throughput import photo
+from equitools import backbones
+from equitools.evals.segmentation import tokencut
+from equitools.evals.segmentation.bilateral_solver import solve
+from equitools.features.keys import Shown
+from equitools.training.throughput import photo
 
 GRIDS = ((28, 28), (32, 32), (30, 40))
 PICTURES = 8
@@ -107,7 +109,7 @@ def whole(given: list[Image.Image]) -> None:
         for image in images:
             mask = tokencut.cut(keys(image), 0.2).mask
             soft = Image.fromarray(mask.astype(np.uint8)).resize(image.shape[1::-1])
-            bilateral.solve(image, np.asarray(soft, np.float64))
+            solve(image, np.asarray(soft, np.float64))
 
     masks()
     seconds, _ = timed(masks)

@@ -1,0 +1,1 @@
+"""The views that a recipe makes: drawn, laid out, carried out."""

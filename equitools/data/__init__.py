@@ -1,0 +1,1 @@
+"""Pictures in: from any source to shards, and back to arrays."""

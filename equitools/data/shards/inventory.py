@@ -1,0 +1,132 @@
+"""A set of written shards: duplicates, counts, `_info.json`, and its entries in a manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equitools.core import files
+from equitools.core.errors import DataError
+from equitools.data.shards import remote
+from equitools.data.shards import table as shards_table
+from equitools.data.shards.packing import DROPPED
+from equitools.data.shards.packing import KINDS
+from equitools.data.shards.packing import PARTIAL
+from equitools.data.shards.packing import Written
+from equitools.data.shards.table import Strings
+from equitools.data.shards.table import Table
+from equitools.data.shards.tar import pattern
+from equitools.data.shards.tar import set_digest
+from equitools.manifest.files import expand
+
+INFO = "_info.json"
+REPORT = "report.tsv"
+
+
+def find_duplicates(written: dict[str, list[Written]]) -> None:
+    """Add to each shard's findings the files whose bytes an earlier one (train before val) has."""
+    every = [(split, one) for split in sorted(written) for one in written[split]]
+    sums = np.concatenate([one.sums for _, one in every])
+    if len(sums) == len(np.unique(sums)):
+        return
+    first: dict[int, str] = {}
+    values, counts = np.unique(sums, return_counts=True)
+    twice = set(values[counts > 1].tolist())
+    for split, one in every:
+        for file, number in zip(one.files, one.sums.tolist(), strict=True):
+            if number not in twice:
+                continue
+            if number in first:
+                one.found.append(("duplicate", file, f"same bytes as {first[number]}"))
+            first.setdefault(number, f"{split}/{file}")
+
+
+def report(written: dict[str, list[Written]], ignored: int) -> dict[str, int]:
+    """The counts that the manifest states; `dropped` is what is not in the shards."""
+    found = [kind for split in written for one in written[split] for kind, _, _ in one.found]
+    counts = {kind: found.count(kind) for kind in KINDS}
+    kept = sum(one.samples for split in written for one in written[split])
+    return {"kept": kept, "dropped": sum(counts[k] for k in DROPPED), "ignored": ignored} | counts
+
+
+def finish(
+    out: Path,
+    written: dict[str, list[Written]],
+    classes: list[str] | None,
+    ignored: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Rename the shards into place, write their tables, `_info.json` and `report.tsv`, which names
+    what is `ignored`, too; the `files` of a manifest.
+
+    `_info.json` is what timm's WebDataset reader reads, with sha256 and bytes of each shard added.
+    Raises DataError when a split has lost all its images in verification.
+    """
+    for split, shards in written.items():
+        if not sum(one.samples for one in shards):
+            shutil.rmtree(out / PARTIAL, ignore_errors=True)
+            reason = next((f"{file}: {why}" for one in shards for _, file, why in one.found), "")
+            raise DataError(f"zero images left in {split}: none can be decoded ({reason})")
+    names = [one.name for shards in written.values() for one in shards]
+    for name in names:
+        (out / PARTIAL / name).replace(out / name)
+    (out / PARTIAL).rmdir()
+    files.write_atomic(out / INFO, json.dumps(_info(written, classes), indent=1) + "\n")
+    files.write_atomic(out / REPORT, "".join(_report_lines(written, ignored)))
+    for split, shards in written.items():
+        keys = Strings([key for one in shards for key in one.keys])
+        rows, counts = np.concatenate([one.rows for one in shards]), [s.samples for s in shards]
+        of = [(one.name, one.bytes, one.sha256) for one in shards]
+        shards_table.save(out, split, Table(keys, rows, tuple(counts)), of)
+    return {f"shards.{split}": _entry(out, shards, classes) for split, shards in written.items()}
+
+
+def _entry(out: Path, shards: list[Written], classes: list[str] | None) -> dict[str, Any]:
+    return {
+        "path": str(out / pattern([one.name for one in shards])),
+        "samples": sum(one.samples for one in shards),
+        "classes": None if classes is None else len(classes),
+        "bytes": sum(one.bytes for one in shards),
+        "digest": set_digest((one.name, one.sha256) for one in shards),
+    }
+
+
+def _info(written: dict[str, list[Written]], classes: list[str] | None) -> dict[str, Any]:
+    splits = {
+        split: {
+            "name": split,
+            "num_samples": sum(one.samples for one in shards),
+            "filenames": [one.name for one in shards],
+            "shard_lengths": [one.samples for one in shards],
+            "bytes": [one.bytes for one in shards],
+            "sha256": [one.sha256 for one in shards],
+        }
+        for split, shards in written.items()
+    }
+    return {"splits": splits, "classes": classes}
+
+
+def _report_lines(written: dict[str, list[Written]], ignored: Sequence[str]) -> Iterator[str]:
+    yield "split\tkind\tfile\treason\n"
+    lines = [
+        (split, *line)
+        for split, shards in written.items()
+        for line in sorted(line for one in shards for line in one.found)
+    ]
+    lines += [("", "ignored", path, "its name is not an image's") for path in sorted(ignored)]
+    for split, kind, file, reason in lines:
+        name = file.encode("utf-8", "backslashreplace").decode()
+        yield f"{split}\t{kind}\t{name}\t{reason}\n"
+
+
+def whole(entry: dict[str, Any]) -> bool:
+    """Are the shards of an entry there, with as many bytes as it says? URLs are taken on trust."""
+    if remote.is_url(entry["path"]):
+        return True
+    paths = [Path(path) for path in expand(entry["path"])]
+    there = all(path.is_file() for path in paths)
+    return there and sum(path.stat().st_size for path in paths) == entry["bytes"]

@@ -1,0 +1,80 @@
+"""What a source lists: samples by split, in the order of their file names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+# The suffixes that torchvision's ImageFolder reads; .jpeg and .jpe are packed as jpg.
+SUFFIXES = {
+    ".jpg": "jpg", ".jpeg": "jpg", ".jpe": "jpg", ".png": "png", ".webp": "webp", ".bmp": "bmp",
+    ".ppm": "ppm", ".pgm": "pgm", ".tif": "tif", ".tiff": "tif",
+}  # fmt: skip
+
+
+def suffix(name: str) -> str:
+    """`.jpeg` of `cat/1.JPEG`."""
+    stem, dot, end = name.rpartition("/")[2].rpartition(".")
+    return dot + end.lower() if stem else ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture: a file, or a function that makes (bytes, facts for its JSON).
+
+    file   its name within the source's split, with forward slashes; the order depends on it alone
+    label  the class, -1 for none
+    """
+
+    file: str
+    label: int
+    path: str | None = None
+    make: Callable[[], tuple[bytes, dict[str, Any]]] | None = None
+    bytes: int = 0
+    stamp: int = 0
+
+    @property
+    def extension(self) -> str:
+        """The member's extension in the shard."""
+        return SUFFIXES[suffix(self.file)]
+
+
+@dataclass
+class Source:
+    """The splits of a source, sorted by file name; `ignored` are paths of what is no image by its
+    name; `notes` are for the user's eyes."""
+
+    name: str
+    splits: dict[str, list[Sample]]
+    classes: list[str] | None
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """sha256 of the listing: names, labels, sizes and times of every file, and the classes."""
+        total = hashlib.sha256(repr(self.classes).encode())
+        for split in sorted(self.splits):
+            for one in self.splits[split]:
+                line = f"{split}\0{one.file}\0{one.label}\0{one.bytes}\0{one.stamp}\n"
+                total.update(os.fsencode(line))
+        return f"sha256:{total.hexdigest()}"
+
+
+def rank(seed: int, purpose: str, name: str) -> bytes:
+    """A number by which names are put into a random order that no other name influences.
+
+    Taking the first k by rank gives nested subsets: the 1 % lies within the 10 %.
+    """
+    return hashlib.sha256(os.fsencode(f"{seed}\0{purpose}\0{name}")).digest()
+
+
+def by_file(source: Source) -> Source:
+    ordered = {
+        split: sorted(samples, key=lambda one: one.file)
+        for split, samples in source.splits.items()
+        if samples
+    }
+    return replace(source, splits=ordered)

@@ -1,0 +1,1 @@
+"""Labels from frozen features, and from fine-tuned networks."""

@@ -1,0 +1,200 @@
+"""Labeled pictures as an encoder sees them: features of both splits, or batches to train it on.
+
+Pictures of a split are shown under the evaluation transform, or as new random crops each epoch that
+depend on (seed, epoch, row) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equitools import backbones, manifest
+from equitools.backbones import checkpoint
+from equitools.evals.classifiers import finetuning
+from equitools.features import encoders
+from equitools.features import extract as features_extract
+from equitools.features import table as features_table
+from equitools.features import transform as features_transform
+from equitools.features.extract import extract
+from equitools.features.labels import classes_of, require_labels
+from equitools.features.table import Table
+from equitools.features.transform import Transform, keyed
+
+SHAPE = ("size", "crop_pct", "interpolation")
+said = logging.getLogger("equitools")
+
+
+def digests(splits: dict[str, Any]) -> dict[str, str]:
+    """What the shards of each split are known by."""
+    return {split: index.digest for split, index in splits.items()}
+
+
+@dataclass
+class Labeled:
+    """Two labeled splits as an encoder sees them, `rows` of each.
+
+    settings: those of `transfer`. kept: the folder of features; out: of everything else.
+    progress(total, what, unit) is a display with `advance`. notes: what an evaluation's record
+    says of the data.
+    """
+
+    encoder: Any
+    splits: dict[str, Any]
+    rows: dict[str, list[int]]
+    transform: Transform
+    layers: str
+    settings: dict[str, Any]
+    kept: Path
+    progress: Callable[..., Any]
+    out: Path
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        return self.settings["parts"]
+
+    @property
+    def slicing(self) -> str:
+        return self.settings["split"]
+
+    @property
+    def classes(self) -> int:
+        """How many classes either split has."""
+        return max(classes_of(index) for index in self.splits.values())
+
+    def labels(self, split: str) -> Tensor:
+        """The labels of the split's rows, n int64."""
+        return torch.as_tensor(np.asarray(self.splits[split].labels)[self.rows[split]])
+
+    def check(self) -> None:
+        """Refuse labels that are missing or out of range; count classes without a picture."""
+        for split, index in self.splits.items():
+            keys = [index.keys[i] for i in self.rows[split]]
+            table = Table(torch.empty(0), self.labels(split), keys, self.classes)
+            require_labels(table, split)
+        counts = torch.bincount(self.labels("train"), minlength=self.classes)
+        if absent := (counts == 0).nonzero().flatten().tolist():
+            named = self.splits["train"].classes or list(range(self.classes))
+            first = ", ".join(str(named[label]) for label in absent[:3])
+            self.notes["absent_classes"] = len(absent)
+            said.warning(
+                "%d of %d classes have no training picture (%s%s); their test pictures count as"
+                " wrong", len(absent), self.classes, first, " …" if len(absent) > 3 else "",
+            )  # fmt: skip
+
+        shown = torch.bincount(self.labels("val"), minlength=self.classes)
+        self.notes["classes_without_test"] = int((shown == 0).sum())
+
+    def tables(self) -> tuple[Table, Table]:
+        """Features of both splits under the evaluation transform, on the device."""
+        settings = self.settings
+        tables = []
+        for split, index in self.splits.items():
+            with self.progress(len(self.rows[split]), f"features of {split}", "image") as bar:
+                table = extract(
+                    self.encoder, index, transform=self.transform, layers=self.layers,
+                    device=settings["device"], batch_size=settings["extract_batch_size"],
+                    workers=settings["workers"], limit=settings["limit"], cache=self.kept,
+                    progress=bar.advance,
+                )  # fmt: skip
+            if table.read:
+                said.info("features of %s: %s", split, table.read)
+            table.classes = self.classes
+            table.features = table.features.to(settings["device"])
+            tables.append(table)
+        return tables[0], tables[1]
+
+    def stream(self) -> Any:
+        """Features of new crops of the training pictures each epoch (features.Table.stream)."""
+        return features_extract.stream(
+            self.encoder, self.splits["train"], self.rows["train"], transform=self.transform,
+            layers=self.layers, device=self.settings["device"], workers=self.settings["workers"],
+        )  # fmt: skip
+
+    def network(self, part: str, seed: int, drop_path: float) -> finetuning.Classifier:
+        """A classifier on a copy of the encoder, with stochastic depth."""
+        encoder = copy.deepcopy(self.encoder)
+        if drop_path and hasattr(self.encoder, "settings"):
+            wanted = {**self.encoder.settings, "pretrained": False, "drop_path": drop_path}
+            encoder = backbones.create(wanted)
+            encoder.load_state_dict(self.encoder.state_dict())
+        blocks = 1 if self.layers == "last" else int(self.layers.removeprefix("cls"))
+        channels = features_table.channels(blocks, encoder.dim, encoder.split, part, self.slicing)
+        made = finetuning.Classifier(encoder, self.layers, channels, self.classes, seed)
+        return made.to(self.settings["device"])
+
+    def kept_run(self, part: str, seed: int, *matters: Any) -> finetuning.Kept:
+        """Where the training of one network is saved, and what makes it that training."""
+        named = (encoders.fingerprint(self.encoder), digests(self.splits), self.rows)
+        told = {key: self.settings[key] for key in ("layers", "split", *SHAPE)}
+        identity = manifest.identity("finetune", part, seed, *matters, *named, told)
+        return finetuning.Kept(self._folder(part, seed) / "resume.safetensors", identity)
+
+    def keep_network(
+        self, part: str, seed: int, network: finetuning.Classifier
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Save a trained encoder; its file's entry by name, and the head by name."""
+        name = f"{part}/seed{seed}"
+        head = {f"{name}/weight": network.head.weight, f"{name}/bias": network.head.bias}
+        if not hasattr(network.encoder, "trunk"):  # raw pixels have nothing to save but the head
+            return {}, head
+        entry = checkpoint.save_encoder(self._folder(part, seed), network.encoder)
+        return {f"transfer.encoder/{name}": entry}, head
+
+    def forget_runs(self) -> None:
+        """Remove what only a killed run needs."""
+        for path in (self.out / "networks").glob("*/*/resume.safetensors"):
+            path.unlink()
+
+    def _folder(self, part: str, seed: int) -> Path:
+        folder = self.out / "networks" / part / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int) -> finetuning.Batches:
+        """New crops of the training pictures in a new order; none is left out."""
+        rows = self.rows["train"]
+        draw = torch.Generator().manual_seed(keyed("order", seed, epoch))
+        order = torch.randperm(len(rows), generator=draw).tolist()
+        return self._batches("train", [rows[i] for i in order], batch_size, (seed, epoch))
+
+    def test_batches(self) -> finetuning.Batches:
+        """The test pictures under the evaluation transform."""
+        return self._batches("val", self.rows["val"], self.settings["extract_batch_size"])
+
+    def _batches(
+        self, split: str, rows: Sequence[int], size: int, augment: tuple[int, int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        index, device = self.splits[split], self.settings["device"]
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        shown = features_transform.load(
+            index, batches, self.transform, augment, device=device,
+            workers=self.settings["workers"],
+        )  # fmt: skip
+        for batch, pixels in zip(batches, shown, strict=True):
+            labels = torch.as_tensor(np.asarray(index.labels)[batch]).to(device)
+            yield self.transform.normalized(pixels), labels
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of data, features and pictures."""
+        return {
+            "features": f"{self.layers}, fp32",
+            "slicing": f"{self.slicing}; invariant are {self.encoder.split} of {self.encoder.dim}",
+            "transform": self.transform.describe(),
+            "metric": "percent of all test samples; macro is the mean over classes",
+            "train_samples": len(self.rows["train"]),
+            "test_samples": len(self.rows["val"]),
+            "classes": self.classes,
+            "absent_classes": 0,
+            "data": digests(self.splits),
+            **self.notes,
+        }

@@ -1,0 +1,1 @@
+"""Classifiers of features, and how they are trained and chosen."""

@@ -1,0 +1,1 @@
+"""Features themselves, and what can be seen in them."""

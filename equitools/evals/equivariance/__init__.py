@@ -1,0 +1,1 @@
+"""How equivariant features are, and what they tell of a change."""

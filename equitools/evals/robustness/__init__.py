@@ -1,0 +1,1 @@
+"""Accuracy when the test pictures change."""

@@ -1,0 +1,1 @@
+"""Objects of pictures and videos, from frozen features."""

@@ -1,0 +1,30 @@
+"""The identity of a run, and its record in a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from typing import Any
+
+from equitools import __version__
+
+# --- Identity and history --------------------------------------------------------------------
+
+
+def identity(*parts: Any) -> str:
+    """The sha256 in hex of the parts as canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def append_history(
+    document: dict[str, Any], stage: str, argv: list[str], seconds: float, id: str, **facts: Any
+) -> dict[str, Any]:
+    """The document with one more record; its parents are the records that nobody came from yet."""
+    history = [record for record in document.get("history") or [] if record["id"] != id]
+    taken = {parent for record in history for parent in record.get("from", [])}
+    parents = [record["id"] for record in history if record["id"] not in taken]
+    record: dict[str, Any] = {"id": id, "from": parents, "stage": stage, "version": __version__}
+    record |= {"argv": shlex.join(argv), "seconds": round(seconds, 1), **facts}
+    return {**document, "history": [*history, record]}

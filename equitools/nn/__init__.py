@@ -1,0 +1,1 @@
+"""What networks, losses and optimizers are made of."""

@@ -1,0 +1,106 @@
+"""Is the run collapsing? Numbers that tell, and the words for them.
+
+effective rank  exp(-Σ p_k log p_k),  p = σ / Σσ  of the features' singular values
+                                     (Roy & Vetterli, 2007; Garrido et al., 2023, "RankMe")
+spread          √d · std of each channel of the L2-normalized features; 1 is isotropic,
+                0 constant           (Chen & He, 2021)
+power           log10 Σ p² of a head (Song et al., 2024, Table 1)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from equitools.core import distributed
+from equitools.core.records import Features, Step
+
+PARTS = {"I": "invariant", "V": "equivariant"}
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> float:
+    """The effective rank of n d features, in [1, min(n, d)]; 1 for constant features."""
+    values = torch.linalg.svdvals(features.double())
+    total = values.sum()
+    if not total > 0:
+        return 1.0
+    return float(torch.special.entr(values / total).sum().exp())
+
+
+@torch.no_grad()
+def spread(features: Tensor) -> tuple[float, float]:
+    """Mean and smallest channel spread of n d features; 0 where a channel is constant."""
+    unit = F.normalize(features.float(), dim=-1)
+    channels = unit.std(dim=0, correction=0) * math.sqrt(features.shape[-1])
+    return float(channels.mean()), float(channels.min())
+
+
+def said(step: Step) -> list[Features]:
+    """What the slow (or only) encoder says of a micro-batch, and nothing that keeps more alive."""
+    records = step.target or step.online[:1]
+    return [Features(record.pooled.detach(), record.split) for record in records]
+
+
+@torch.no_grad()
+def measure(records: Sequence[Features]) -> dict[str, float]:
+    """Effective rank and spread of both parts of what `said` found in every micro-batch of a step;
+    that of other processes is gathered, so that the readings are of the whole batch.
+
+    Keys: rank_I, spread_I, spread_min_I and, when the encoder splits, the same with _V.
+    """
+    found: dict[str, float] = {}
+    for letter, name in PARTS.items():
+        features = torch.cat([getattr(record, name) for record in records])
+        if features.shape[-1]:
+            features = distributed.gather(features)
+            found[f"rank_{letter}"] = effective_rank(features)
+            found[f"spread_{letter}"], found[f"spread_min_{letter}"] = spread(features)
+    return found
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """The entropy of each row in nats, b K → b; ln K for a uniform row."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def entropies(assignments: Tensor) -> dict[str, float]:
+    """Signs of collapse in a slow network's assignments, probabilities … K, in nats; the means are
+    over all processes.
+
+    teacher_entropy near uniform_entropy (ln K) is a uniform collapse; mean_entropy, of the batch's
+    mean assignment, near 0 is a collapse onto one prototype.
+    """
+    rows = assignments.flatten(0, -2)
+    return {
+        "teacher_entropy": float(distributed.mean_across(entropy(rows).mean())),
+        "mean_entropy": float(entropy(distributed.mean_across(rows.mean(0)))),
+        "uniform_entropy": math.log(rows.shape[-1]),
+    }
+
+
+@torch.no_grad()
+def log_power(heads: Sequence[nn.Module]) -> float:
+    """log10 of the sum of squares of all parameters of the heads (the paper's Table 1)."""
+    total = sum(float(p.double().square().sum()) for head in heads for p in head.parameters())
+    return math.log10(total) if total > 0 else -math.inf
+
+
+@torch.no_grad()
+def mean_size(features: Sequence[Tensor]) -> float:
+    """The mean absolute value over several b d feature matrices (Table 1's mean |z|)."""
+    return float(torch.stack([part.float().abs().mean() for part in features]).mean())
+
+
+def vital_signs(objective: Any, step: Step) -> dict[str, float]:
+    """Signs of collapse of an objective without prototypes: log10 Σp² of its heads (h_I), and
+    mean |z| of the representation (z_I)."""
+    return {
+        "h_I": log_power(objective.heads()),
+        "z_I": mean_size([features.invariant for features in step.online]),
+    }

@@ -1,0 +1,1 @@
+"""Losses that terms share, computed block by block."""

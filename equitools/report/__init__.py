@@ -1,0 +1,1 @@
+"""What equi-report says: one file a report."""

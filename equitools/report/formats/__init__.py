@@ -1,0 +1,1 @@
+"""How a report is written down: Markdown, CSV, LaTeX, HTML and figures."""

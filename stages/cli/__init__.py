@@ -1,0 +1,1 @@
+"""What the programs share: the only place that parses words and prints."""
