@@ -207,7 +207,7 @@ $(eval $(call of_data,semi,1,$$(call labels,1,0.01)))
 $(eval $(call of_data,semi,10,$$(call labels,10,0.1)))
 
 $(scenes_saliency) $(scenes_video): | $(ready)
-	rm -rf $@ && "$(BIN)/python" -m equitools.data.sources.scene_folders $(@F) $@~ && mv $@{~,}
+	"$(BIN)/equi-shard" scenes layout=$(@F) -o $@ < /dev/null
 
 # --- Tables ----------------------------------------------------------------------------------
 

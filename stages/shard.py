@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ def run(request: Request) -> dict[str, Any] | None:
     from equitools.data.sources import subsets
 
     settings = settle(request.settings)
+    if "layout" in settings:
+        draw(request, settings)
+        return None
     if foreign.is_shards(settings["source"]):
         return adopt(request, settings)
     source = subsets.select(settings)
@@ -39,6 +43,21 @@ def run(request: Request) -> dict[str, Any] | None:
         request.print_plan(describe(source, settings))
         return None
     return pack(request, settings, source)
+
+
+def draw(request: Request, settings: dict[str, Any]) -> None:
+    """Scenes as a folder of pictures and masks, whole or not at all; no shards, so no manifest."""
+    from equitools.data.sources import scene_folders
+
+    made = scene_folders.LAYOUTS[settings["layout"]]
+    out = request.out or Path("scenes") / settings["layout"]
+    if out.exists():
+        raise DataError(f"{out} is there already; remove it, or choose another -o")
+    if not request.plan:
+        partial = out.with_name(f"{out.name}~")
+        shutil.rmtree(partial, ignore_errors=True)
+        made(partial, seed=settings["seed"]).rename(out)
+    request.say(f"{settings['layout']} of scenes in {out}")
 
 
 def pack(request: Request, settings: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -176,6 +195,8 @@ program = Program(
     fraction, holdout       seeded shares of every class: kept of train; moved from train to val
     seed                    of the order, the shares and the scenes
     size, train_samples, val_samples   of digits (size) and scenes
+    layout                  of scenes: saliency or video, a folder of pictures and masks as ECSSD's
+                            and DAVIS-2017's; no shards
     root, download, args    where cub200 or torchvision's set lies; fetch it, its constructor's
                             arguments
     samples_per_shard, megabytes_per_shard   upper bounds (3000, 500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from equitools import manifest
 from equitools.core.errors import UsageError
@@ -29,6 +29,7 @@ def knobs(
     size: int | None = None,
     train_samples: int | None = None,
     val_samples: int | None = None,
+    layout: Literal["saliency", "video"] | None = None,
     root: str | None = None,
     download: bool = False,
     args: dict | None = None,
@@ -62,6 +63,10 @@ def settle(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("samples_per_shard", "megabytes_per_shard"):
         if settings[key] < 1:
             raise UsageError(f"shard.{key}={settings[key]}; it must be at least 1")
+    if settings["layout"] is None:
+        del settings["layout"]  # of folders that are no shards
+    elif source != "scenes":
+        raise UsageError(f"shard.layout={settings['layout']} is of source=scenes alone")
     defaults = MADE.get(source, {})
     for key in ("size", "train_samples", "val_samples"):
         if settings[key] is None:

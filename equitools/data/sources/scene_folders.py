@@ -1,7 +1,7 @@
 """Made scenes as folders in the layouts of ECSSD and DAVIS-2017, for trying what needs masks.
 
-    python -m equitools.data.sources.scene_folders saliency FOLDER
-    python -m equitools.data.sources.scene_folders video FOLDER
+    equi-shard scenes layout=saliency -o FOLDER
+    equi-shard scenes layout=video -o FOLDER
 
 The same folder byte for byte each time. They are no benchmark: one object, drawn, in the open.
 """
@@ -9,13 +9,11 @@ The same folder byte for byte each time. They are no benchmark: one object, draw
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from equitools.core.errors import UsageError
 from equitools.data.sources import scenes
 
 PALETTE = [0, 0, 0, 200, 0, 0]
@@ -56,9 +54,4 @@ def video(folder: Path, *, count: int = 2, frames: int = 8, size: int = 96, seed
     return folder
 
 
-KINDS = {"saliency": saliency, "video": video}
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
-        raise UsageError(f"say {' or '.join(KINDS)}, and a folder")
-    KINDS[sys.argv[1]](Path(sys.argv[2]))
+LAYOUTS = {"saliency": saliency, "video": video}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from toys import small, toy_step
+from toy_steps import small, toy_step
 
 from equitools.equivariance import clever, ddcl
 from equitools.nn import collapse, optim, schedules

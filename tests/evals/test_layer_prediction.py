@@ -6,7 +6,7 @@ import pytest
 import torch
 from asking import ask, make_chain, write
 from equitools.stages.perturb import PROGRAM
-from seen import smooth, source
+from toy_maps import smooth, source
 
 from equitools import backbones, manifest
 from equitools.augment import geometry

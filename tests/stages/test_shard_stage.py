@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from equitools.stages.cli.words import parse
@@ -387,3 +388,20 @@ def test_wrong_torchvision_names_are_explained(tmp_path: Path) -> None:
 def test_help_does_not_import_torch() -> None:
     code = "import equitools.stages.shard, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("layout", ["saliency", "video"])
+def test_scenes_are_laid_out_as_folders_with_masks(tmp_path, layout):
+    done = forked.run("shard", "scenes", f"layout={layout}", "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, "")
+    there = {"saliency": "gt/0000.png", "video": "Annotations/480p/scene-0/00000.png"}
+    assert (tmp_path / "out" / there[layout]).is_file()
+    again = forked.run("shard", "scenes", f"layout={layout}", "-o", tmp_path / "out")
+    assert again.returncode == 3
+    assert "is there already" in again.stderr
+
+
+def test_a_layout_is_of_scenes_alone(tmp_path):
+    done = forked.run("shard", "digits", "layout=video", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "shard.layout=video is of source=scenes alone" in done.stderr

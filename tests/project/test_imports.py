@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # The law: room → the rooms that it may import. Rooms of one line stand on one floor.
@@ -148,6 +149,14 @@ def test_the_rooms_below_need_no_torch():
 def test_a_stage_answers_help_without_torch(name):
     code = f"import sys, equitools.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+PARSES = re.compile(r"^\s*(from|import) (click|rich|argparse)\b|\bprint\(|\bsys\.argv", re.M)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) != "stages"))
+def test_the_library_parses_no_arguments_and_prints_nothing(name):
+    assert not PARSES.search(MODULES[name].read_text(encoding="utf-8"))
 
 
 def test_no_folder_is_larger_than_one_can_read():

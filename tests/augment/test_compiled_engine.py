@@ -247,7 +247,7 @@ def test_an_extension_of_other_days_is_not_called():
 
 
 def test_every_c_file_is_built():
-    listed = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    listed = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     for path in NATIVE.glob("*.[ch]"):
         assert f"equitools/augment/native/{path.name}" in listed
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import SPLIT, small, toy_step
+from toy_steps import SPLIT, small, toy_step
 
 from equitools.core.errors import UsageError
 from equitools.equivariance import clever, ddcl

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import small, toy_portion, toy_step
+from toy_steps import small, toy_portion, toy_step
 
 from equitools import backbones
 from equitools.augment import geometry
@@ -189,7 +189,7 @@ SHARES = """
 import torch
 from equitools.core import distributed
 from test_ser import Mean, gradients, mixed, of_images, seen
-from toys import small
+from toy_steps import small
 from equitools.equivariance import ser
 
 distributed.start("cpu")

@@ -208,7 +208,7 @@ def test_assignments_are_centered_and_sharpened():
 KERNELS = """
 import torch
 from equitools.nn.losses import prototypes, prototypes_torch as rows, prototypes_triton as kernels
-from test_crossview import KINDS, gradients, made, near
+from test_prototypes import KINDS, gradients, made, near
 
 kernels.PIECE = 16  # the last piece is not full
 for kind in KINDS:
@@ -229,7 +229,7 @@ for kind in KINDS:
     importlib.util.find_spec("triton") is None, reason="Triton is not built for this platform"
 )
 def test_kernels_compute_the_same_where_triton_is_interpreted():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ from equitools.stages.cli.program import Program
 
 from equitools import manifest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYERS = sorted((ROOT / "manifests").glob("*/*.yaml"))
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
 SECTIONS = {"shard", "recipe", "probe", "perturb", "transfer", "table"}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import DIM, SPLIT, small, toy_step
+from toy_steps import DIM, SPLIT, small, toy_step
 
 from equitools import equivariance, manifest
 from equitools.core.errors import UsageError
 from equitools.training import learner, recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "adding.md").read_text()
 CODE, LINE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 (LAYER,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
@@ -49,7 +49,7 @@ def test_the_contract_tests_of_the_page_pass(tmp_path):
     words = ["-m", "pytest", "-p", "listed", "-k", "turned-dino or turned-simsiam", "-x"]
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, *words, "tests/test_contracts.py"],
+        [sys.executable, *words, "tests/objectives/test_contracts.py"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import small, toy_step
+from toy_steps import small, toy_step
 
 from equitools.core.errors import UsageError
 from equitools.nn import ema, schedules

@@ -6,8 +6,8 @@ import pytest
 import torch
 from asking import ask, make_chain
 from equitools.stages.perturb import PROGRAM
-from seen import patch_means, smooth, source
 from torch.nn import functional as F
+from toy_maps import patch_means, smooth, source
 
 from equitools import backbones, manifest
 from equitools.augment import geometry

@@ -9,7 +9,7 @@ import math
 import forked
 import pytest
 import torch
-from toys import BATCH, DIM, SPLIT, reorder, small, small_term, toy_step
+from toy_steps import BATCH, DIM, SPLIT, reorder, small, small_term, toy_step
 
 from equitools import equivariance, objectives
 from equitools.core import distributed

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import BATCH, SPLIT, small, toy_step
+from toy_steps import BATCH, SPLIT, small, toy_step
 
 from equitools import backbones, manifest
 from equitools.core import distributed

@@ -13,7 +13,7 @@ import pytest
 from equitools import manifest
 from equitools.manifest.cells import knobs_of, layers_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TABLE = manifest.layer("table2", ("table",))["table"]
 
 # Notes its name and words, then says what came in, in a document of its own.
@@ -258,10 +258,7 @@ def test_what_needs_other_data_is_run_where_make_is_told_of_it(project: Path) ->
     assert f'label=FLOWERS data="{project}/flowers"' in told
     assert f'label=DUTS data="{project}/duts"' in told
     assert f'list="{project}/lists/10percent.txt"' in told
-    assert (
-        "equitools.data.sources.scene_folders video"
-        in make(project, "-n", "reproduce-table9").stdout
-    )
+    assert "scenes layout=video" in make(project, "-n", "reproduce-table9").stdout
     assert "Figure 4 needs ECSSD=" in make(project, "-n", "reproduce-figure4", *paper[3:]).stdout
 
 

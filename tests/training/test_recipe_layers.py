@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from toys import few
+from toy_steps import few
 
 from equitools import equivariance, manifest, objectives
 from equitools.core.errors import UsageError

@@ -8,7 +8,7 @@ import yaml
 from equitools import augment
 from equitools.core.errors import UsageError
 
-VIEWS = Path(__file__).parent.parent / "manifests" / "views"
+VIEWS = Path(__file__).parents[2] / "manifests" / "views"
 
 
 def layer(name: str) -> dict:

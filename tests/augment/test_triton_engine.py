@@ -113,7 +113,7 @@ def nothing_and_no_pictures_agree(device="cpu"):
 
 
 INTERPRETED = """
-from test_augment_kernels import *
+from test_triton_engine import *
 assert "triton" not in sys.modules, "who has no GPU need not wait for Triton"
 from equitools.augment.engines import triton_kernels
 
@@ -151,7 +151,7 @@ for kernel, _, options in triton_kernels.PASSES.values():
 
 
 def run(code, folder=None):
-    there = {"PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
+    there = {"PYTHONPATH": os.pathsep.join(sys.path)}
     there |= {"TRITON_CACHE_DIR": str(folder)} if folder else {"TRITON_INTERPRET": "1"}
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | there
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)

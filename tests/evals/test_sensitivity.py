@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from seen import smooth, source
+from toy_maps import smooth, source
 
 from equitools.augment import geometry
 from equitools.core.errors import UsageError

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_crossscan import MET
+from test_selective_scan import MET
 
 from equitools.backbones import selective_scan
 
@@ -134,7 +134,7 @@ def nothing_and_what_needs_no_gradient_go_through(device="cpu"):
 
 INTERPRETED = """
 import numpy as np
-from test_crossscan_kernels import *
+from test_selective_scan_triton import *
 from triton import next_power_of_2
 from triton.runtime import interpreter
 from equitools.backbones.selective_scan import triton_kernels as kernels
@@ -194,7 +194,7 @@ for capability, type in ((75, "fp16"), (80, "bf16"), (90, "fp32"), (120, "bf16")
 
 
 def run(code, folder=None):
-    there = {"PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
+    there = {"PYTHONPATH": os.pathsep.join(sys.path)}
     there |= {"TRITON_CACHE_DIR": str(folder)} if folder else {"TRITON_INTERPRET": "1"}
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | there
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)

@@ -186,7 +186,7 @@ def test_a_compiled_network_steps_around_it():
 SHARES = """
 import sys, torch
 from equitools.core import distributed
-from test_dense_contrast import ours, tokens
+from test_dense_info_nce import ours, tokens
 
 distributed.start("cpu")
 rank, cuts = distributed.rank(), {"uneven": (0, 3, 4), "empty": (0, 4, 4), "none": (0, 0, 0)}
