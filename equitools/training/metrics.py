@@ -63,16 +63,16 @@ def trackers_of(settings: dict[str, Any]) -> list[str]:
 
 def flat(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """A nested line of metrics as `a/b: number`, for trackers."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in line.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}/")
+            numbers |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
-            found[prefix + key] = float(value)
-    return found
+            numbers[prefix + key] = float(value)
+    return numbers
 
 
-def shown(line: dict[str, Any]) -> dict[str, str]:
+def progress_fields(line: dict[str, Any]) -> dict[str, str]:
     """What the progress display takes from a line of metrics."""
     if "loss" not in line:
         return {}

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from equitools import augment
+from equitools.backbones import Encoder
 from equitools.core.errors import EquiError
 from equitools.core.records import View
 from equitools.data import images
@@ -122,7 +123,7 @@ def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
 
     def counted(samples: int, inside: int) -> float:
         with FlopCounterMode(display=False) as counter:
-            _step(model, _slow(model), blank(plan, samples, inside))
+            _step(model, _target(model), blank(plan, samples, inside))
         return float(counter.get_total_flops())
 
     if plan.portion is None:
@@ -135,20 +136,23 @@ def measured(settings: dict[str, Any], plan: Any) -> float:
     model = learner.build(settings).cuda()
     processes = settings["processes"] or torch.cuda.device_count()
     samples = settings["batch_size"] // (processes * settings["accumulate"])
-    views, slow = blank(plan, samples, round((plan.portion or 0) * samples), "cuda"), _slow(model)
+    views, target = (
+        blank(plan, samples, round((plan.portion or 0) * samples), "cuda"),
+        _target(model),
+    )
     bf16 = settings["precision"] != "fp32" and torch.cuda.is_bf16_supported()
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        _step(model, slow, views)
+        _step(model, target, views)
         torch.cuda.synchronize()
         begun = time.perf_counter()
         for _ in range(STEPS):
-            _step(model, slow, views)
+            _step(model, target, views)
         torch.cuda.synchronize()
     return STEPS * samples / (time.perf_counter() - begun)
 
 
-def _slow(model: learner.Learner) -> Any:
-    return ema.slow_copy(model.encoder) if model.needs_target else None
+def _target(model: learner.Learner) -> Encoder | None:
+    return ema.copy(model.encoder) if model.needs_target else None
 
 
 def for_each(
@@ -191,10 +195,8 @@ def _side(plan: Any, planned: Any) -> int:
     return round(planned.size / patch) * patch
 
 
-def _step(model: learner.Learner, slow: Any, views: list[View]) -> None:
-    target = None
-    if slow is not None:
-        target = model.see_slowly(slow, views)
-    loss, _, _ = model(views, target, 0.0, 0.0)
+def _step(model: learner.Learner, target: Encoder | None, views: list[View]) -> None:
+    features = None if target is None else model.target_features(target, views)
+    loss, _, _ = model(views, features, 0.0, 0.0)
     model.zero_grad(set_to_none=True)
     loss.backward()

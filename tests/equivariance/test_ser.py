@@ -15,7 +15,7 @@ from equitools.augment import geometry
 from equitools.core.errors import UsageError
 from equitools.core.records import Features, Portion, Step, View
 from equitools.equivariance import ser
-from equitools.equivariance.ser import pairs, relative
+from equitools.equivariance.ser import relative, view_pairs
 
 ELEMENTS = list(itertools.product((False, True), range(4)))
 
@@ -41,7 +41,7 @@ class Mean(nn.Module):
         return self.cells(F.avg_pool2d(image, self.patch))
 
 
-def seen(encoder, first, second, *, images=5, sizes=None, slow=None):
+def seen(encoder, first, second, *, images=5, sizes=None, target=None):
     """A step of two views of random pictures, moved by elements of each image's own."""
     pictures = torch.randn(images, 3, 16, 24)
     views = []
@@ -54,7 +54,7 @@ def seen(encoder, first, second, *, images=5, sizes=None, slow=None):
         found = [network(view.image) for view in views]
         return [Features(cells.mean((2, 3)), maps={2: cells}) for cells in found]
 
-    target = None if slow is None else features(slow)
+    target = None if target is None else features(target)
     portion = Portion(views, features(encoder), target)
     return Step([], [], None, None, 0.0, 0.0, {"grid": portion})
 
@@ -158,17 +158,17 @@ def test_the_order_of_the_two_views_does_not_matter(term):
 
 def test_slow_keys_are_constants_and_all_else_stays(term):
     torch.manual_seed(0)
-    slow_term = ser(12, small("mocov3"), out_dim=16, keys="slow")
-    slow_term.load_state_dict(term.state_dict())
-    assert slow_term.target
+    target_term = ser(12, small("mocov3"), out_dim=16, keys="slow")
+    target_term.load_state_dict(term.state_dict())
+    assert target_term.target
     assert not term.target
-    encoder, slow = Mean(), Mean()
-    same = seen(encoder, mixed(0), mixed(1), slow=encoder)
-    torch.testing.assert_close(slow_term(same)["ser"], term(same)["ser"])
-    slow_term(seen(encoder, mixed(0), mixed(1), slow=slow))["ser"].backward()
-    assert all(p.grad is None for p in slow.parameters())
+    encoder, network = Mean(), Mean()
+    same = seen(encoder, mixed(0), mixed(1), target=encoder)
+    torch.testing.assert_close(target_term(same)["ser"], term(same)["ser"])
+    target_term(seen(encoder, mixed(0), mixed(1), target=network))["ser"].backward()
+    assert all(p.grad is None for p in network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in encoder.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in slow_term.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in target_term.parameters())
 
 
 def test_several_pairs_are_averaged():
@@ -182,7 +182,7 @@ def test_several_pairs_are_averaged():
     for groups in ({"grid": four}, {"grid": first, "pieces": second}):
         found = term(replace(step, portions=groups))["ser"]
         torch.testing.assert_close(found, torch.stack(alone).mean())
-    assert pairs(four) == [(0, 1), (2, 3)]
+    assert view_pairs(four) == [(0, 1), (2, 3)]
 
 
 SHARES = """

@@ -114,7 +114,7 @@ def ran(request):
     """The model, the views and the step of a batch of which half is in the portion."""
     torch.manual_seed(0)
     model, views = learner.build(resolved(keys=request.param)), made(PAIRS)
-    target = model.see_slowly(ema.slow_copy(model.encoder), views)
+    target = model.target_features(ema.copy(model.encoder), views)
     loss, parts, step = model(views, target, 0.0, 0.0)
     loss.backward()
     return model, views, parts, step
