@@ -7,6 +7,7 @@ it has (`heads_kind`), a term what heads, parts, maps and views it asks for (`ne
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def check_actions(name: str, term: type[Term], views: dict[str, Any]) -> None:
             )
 
 
-def _is_whole(group: Any) -> bool:
+def _is_whole(group: object) -> bool:
     """Is this setting a group of views of every sample?"""
     return isinstance(group, dict) and "count" in group and not group.get("portion")
 
@@ -88,7 +89,7 @@ def needs() -> list[tuple[str, str]]:
     return [(name, _of_term(term)) for name, term in _all_of(equivariance).items()]
 
 
-def _all_of(namespace: Any) -> dict[str, Any]:
+def _all_of(namespace: ModuleType) -> dict[str, Any]:
     return {name: schema.pick(namespace, name) for name, _ in schema.menu(namespace)}
 
 

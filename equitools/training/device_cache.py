@@ -17,6 +17,7 @@ from equitools.augment.engines import bicubic
 from equitools.augment.operations import crop
 from equitools.core.errors import UsageError
 from equitools.data import cache
+from equitools.data.shards.index import ShardIndex
 
 
 class Resident:
@@ -29,7 +30,11 @@ class Resident:
     """
 
     def __init__(
-        self, index: Any, shapes: np.ndarray, device: torch.device, parts: dict[str, augment.Part]
+        self,
+        index: ShardIndex,
+        shapes: np.ndarray,
+        device: torch.device,
+        parts: dict[str, augment.Part],
     ) -> None:
         self.parts = parts
         frame = shapes.max(axis=0).tolist()

@@ -107,10 +107,12 @@ def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
 def activations(model: learner.Learner, views: dict[str, Any]) -> tuple[float, float]:
     """Bytes that autograd keeps beside parameters: whatever the batch is, and for each sample."""
     portion = augment.plan(views).portion
-    return throughput.for_each(lambda n, inside: kept(model, views, n, inside), portion)
+    return throughput.for_each(lambda n, inside: saved_bytes(model, views, n, inside), portion)
 
 
-def kept(model: learner.Learner, views: dict[str, Any], samples: int, inside: int = 0) -> float:
+def saved_bytes(
+    model: learner.Learner, views: dict[str, Any], samples: int, inside: int = 0
+) -> float:
     """Bytes that autograd keeps for the views of so many samples (parameters not counted).
 
     inside: how many of them are in the portion.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from types import ModuleType
 from typing import Any
 
 from equitools import augment, backbones, equivariance, objectives
@@ -20,10 +21,8 @@ from equitools.training import portions
 
 TOP_MAPPINGS = ("backbone", "objective", "equivariance", "views", "optimizer", "schedule")
 # What may change between a run and its resumption without changing the result.
-NOT_IDENTITY = (
-    "device", "workers", "processes", "checkpoint_every", "trackers", "log_every", "watch_every",
-    "knn_every", "on_collapse", "cache",
-)  # fmt: skip
+NOT_IDENTITY = {"device", "workers", "processes", "cache", "trackers", "on_collapse"}
+NOT_IDENTITY |= {"checkpoint_every", "log_every", "watch_every", "knn_every"}
 
 
 def run_settings(
@@ -164,7 +163,7 @@ def identity(settings: dict[str, Any], shards: str) -> str:
     return history.identity(matters, shards)
 
 
-def _with_name(namespace: Any, settings: dict[str, Any], what: str) -> dict[str, Any]:
+def _with_name(namespace: ModuleType, settings: dict[str, Any], what: str) -> dict[str, Any]:
     knobs = {key: value for key, value in settings.items() if key != "name"}
     chosen = schema.pick(namespace, settings["name"], what)
     return {"name": settings["name"], **schema.knobs(chosen, knobs, f"recipe.{what}")}

@@ -58,7 +58,7 @@ def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
     return "\n".join([*lines, f"              → {needed} cores for each GPU"])
 
 
-def _engines(plan: Any) -> str:
+def _engines(plan: augment.Views) -> str:
     """In words, what carries the operations out: where a worker would, and on the device."""
     if plan.settings["apply"] == "worker":
         return f"{augment.engine('cpu')} in the loader's processes"
@@ -73,10 +73,10 @@ def pictures(document: dict[str, Any], count: int = 64) -> tuple[list[bytes], st
         made = [photo(seed) for seed in range(8)]
         return made, f"made JPEGs of 500×375 px and {sum(map(len, made)) / 8e3:.0f} kB"
     index = ShardIndex(locate(entry, "shards.train")[:1])
-    found = [index.image(i) for i in range(min(count, len(index)))]
-    if not found:
+    pictures = [index.image(i) for i in range(min(count, len(index)))]
+    if not pictures:
         raise EquiError("the first shard of shards.train holds no sample to measure with")
-    return found, f"{len(found)} pictures of these shards"
+    return pictures, f"{len(pictures)} pictures of these shards"
 
 
 def photo(seed: int) -> bytes:
@@ -90,7 +90,7 @@ def photo(seed: int) -> bytes:
     return file.getvalue()
 
 
-def one_core(plan: Any, data: list[bytes]) -> float:
+def one_core(plan: augment.Views, data: list[bytes]) -> float:
     """Images that one thread decodes, crops and collates in a second of processor time.
 
     With `apply: worker` they are finished too.
@@ -107,7 +107,7 @@ def one_core(plan: Any, data: list[bytes]) -> float:
         torch.set_num_threads(threads)
 
 
-def _make(plan: Any, data: list[bytes]) -> int:
+def _make(plan: augment.Views, data: list[bytes]) -> int:
     pixels = [images.decode(one, "a picture to measure with") for one in data]
     inside = portions.inside(
         0, len(data), members=round((plan.portion or 0) * len(data)), batch=len(data)
@@ -117,7 +117,7 @@ def _make(plan: Any, data: list[bytes]) -> int:
     return len(data)
 
 
-def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
+def operations(settings: dict[str, Any], plan: augment.Views, samples: int = 2) -> float:
     """Floating-point operations of one training step for each sample: forward and backward."""
     model = learner.build(settings)
 
@@ -131,7 +131,7 @@ def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
     return for_each(counted, plan.portion, samples)[1]
 
 
-def measured(settings: dict[str, Any], plan: Any) -> float:
+def measured(settings: dict[str, Any], plan: augment.Views) -> float:
     """Images per second of training on the GPU, on blank views already there."""
     model = learner.build(settings).cuda()
     processes = settings["processes"] or torch.cuda.device_count()
@@ -172,12 +172,12 @@ def for_each(
     return start - inside * one_in - outside * one_out, each
 
 
-def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[View]:
+def blank(plan: augment.Views, samples: int, inside: int, device: str = "cpu") -> list[View]:
     """Noise in the shape of a plan's views, the first samples of which are in the portion, whose
     grids have their mean size."""
     rows = torch.arange(samples, device=device).split([inside, samples - inside])
 
-    def view(planned: Any, part: Any) -> View:
+    def view(planned: augment.ViewPlan, part: augment.Part) -> View:
         own = None if part.inside is None else rows[not part.inside]
         count = samples if own is None else len(own)
         image = torch.randn(count, 3, *[_side(plan, planned)] * 2, device=device)
@@ -188,7 +188,7 @@ def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[Vie
     return [view(plan.views[number], part_of[number]) for number in sorted(part_of)]
 
 
-def _side(plan: Any, planned: Any) -> int:
+def _side(plan: augment.Views, planned: augment.ViewPlan) -> int:
     if planned.replaces is None:
         return planned.size
     patch = plan.settings[planned.group]["patch"]

@@ -81,9 +81,9 @@ def stop_if_broken(loss: Tensor, losses: dict[str, Tensor], step: int, saved: in
     if distributed.any_across(broken, loss.device):
         bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
         where = ", ".join(bad) or ("the sum of terms" if broken else "another process's loss")
-        kept = f"the state of step {saved} is kept" if saved else "nothing was saved before it"
+        state = f"the state of step {saved} is kept" if saved else "nothing was saved before it"
         raise NumericalError(
-            f"step {step + 1}: {where} is not finite; {kept}."
+            f"step {step + 1}: {where} is not finite; {state}."
             " A lower optimizer.lr, or precision=fp32, is what usually helps"
         )
 

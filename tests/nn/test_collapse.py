@@ -34,7 +34,9 @@ def test_the_papers_table_1_is_the_law_of_decay():
     """
     steps = 1_281_167 // 256
     prelude = [1e-9 + 0.05 * epoch / 30 for epoch in range(30) for _ in range(steps)]
-    cosine = [schedules.cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)]
+    cosine = [
+        schedules.half_cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)
+    ]
     start = decay_law(prelude)[-1]
     projector = decay_law(cosine, start=start)
     predictor = decay_law([0.05] * len(cosine), start=start)
@@ -50,7 +52,7 @@ def train(terms, steps, rate, decay, lever=None):
     optimizer = torch.optim.SGD(heads, lr=rate, momentum=0.9, weight_decay=decay)
     found, rates = [collapse.log_power(terms)], []
     for step in range(steps):
-        rates.append(schedules.cosine(rate, 0, step / steps))
+        rates.append(schedules.half_cosine(rate, 0, step / steps))
         optimizer.param_groups[0]["lr"] = rates[-1]
         optimizer.zero_grad()
         loss = 0 * sum(p.sum() for p in heads)

@@ -247,7 +247,7 @@ def test_the_plan_says_what_a_portion_costs():
     settings = recipe()
     model, plan = learner.build(settings), augment.plan(settings["views"])
     fixed, each = estimate.activations(model, settings["views"])
-    kept = estimate.kept(model, settings["views"], 20, 6)
+    kept = estimate.saved_bytes(model, settings["views"], 20, 6)
     assert fixed + 20 * each == pytest.approx(kept, rel=1e-3)
     line = estimate._views(plan)
     assert "4 an image: 2 global of 32 px + 2 local of 16 px" in line

@@ -17,7 +17,6 @@ target's included; only the gradients of the codes and of the last layer stay un
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equitools.nn.heads import DINOHead, WeightNormLinear
-from equitools.nn.losses import prototypes_torch
+from equitools.nn.losses import blocks, prototypes_torch
 
 Kind = Literal["cross-entropy", "cosine", "dot"]
 
@@ -85,11 +84,11 @@ class ViewPairs:
 
     def groups(self) -> dict[tuple[int, ...], list[int]]:
         """The online views of each set of partners; views without partners are left out."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for view, others in enumerate(self.partners):
             if others:
-                found.setdefault(others, []).append(view)
-        return found
+                groups.setdefault(others, []).append(view)
+        return groups
 
 
 @torch.compiler.disable
@@ -125,8 +124,8 @@ class _Mean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         # As large as the layer and nobody else's: scaled in place unless they are asked for again.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        scale = torch.mul if kept else Tensor.mul_
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.mul if again else Tensor.mul_
         return (*[None if g is None else scale(g, given) for g in ctx.saved_tensors], None, None)
 
 
@@ -139,16 +138,10 @@ def _run(codes: Tensor, layer: _Layer, pairs: ViewPairs, gradients: _Gradients) 
     views, samples = codes.shape[:2]
     most = BLOCK.get(codes.device.type, BLOCK["cuda"]) // (views * len(layer.scale))
     sums = []
-    for block in _pieces(samples, max(most, 1)):
+    for block in blocks(samples, max(most, 1)):
         assigned = _assign(target.codes[:, block], target_layer, target.center, pairs.kind)
         sums.append(_block(codes[:, block], assigned, layer, pairs, gradients, block))
     return torch.stack(sums).sum()
-
-
-def _pieces(length: int, most: int) -> list[slice]:
-    """Cut a range into as few slices as possible, of one size but for the last."""
-    size = math.ceil(length / math.ceil(length / most))
-    return [slice(first, first + size) for first in range(0, length, size)]
 
 
 def _assign(codes: Tensor, layer: _Layer, center: Tensor, kind: Kind) -> Tensor:
@@ -173,12 +166,14 @@ def _block(
         first += len(members)
         target = reduce(torch.add, [targets[i] for i in others])
         if pairs.kind == "cross-entropy":
-            found = rows.cross_entropy(views, layer.scale, target, len(others), gradients.needed)
+            values, weights = rows.cross_entropy(
+                views, layer.scale, target, len(others), gradients.needed
+            )
         else:
             unit = pairs.kind == "cosine"
-            found = rows.overlap(views, layer.scale, target, unit, gradients.needed)
-        total += found[0].sum()
-        factors.append(found[1])
+            values, weights = rows.overlap(views, layer.scale, target, unit, gradients.needed)
+        total += values.sum()
+        factors.append(weights)
     if gradients.needed:
         gradients.add(block, codes, outputs, torch.cat(factors))
     return total
@@ -258,6 +253,6 @@ class _Gradients:
         if self.weight is None:
             return codes, None, None
         gains = torch.empty_like(self.layer.scale)
-        for rows in _pieces(len(gains), 4096):  # what a CPU's cache holds
+        for rows in blocks(len(gains), 4096):  # what a CPU's cache holds
             gains[rows] = self.layer.to_parameters(self.weight[rows], rows, number)
         return codes, self.weight, gains.unsqueeze(1)
