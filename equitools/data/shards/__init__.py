@@ -1,0 +1,1 @@
+"""Shards: WebDataset tars, written byte for byte the same each time, read as one sequence."""
