@@ -99,7 +99,7 @@ def _request(program: Program, options: dict[str, Any], stdout: stdio.Stdout) ->
 
 def _share(gather: Callable[[], Any]) -> Any:
     """Let rank 0 gather and tell the others; where it fails, all leave with its exit code."""
-    if processes.ranks() < 2:
+    if processes.launched() < 2:
         return gather()
     from equitools.core.distributed import barrier, broadcast_object, stop
 
