@@ -145,7 +145,7 @@ def _line(error: Exception, verbose: bool) -> str:
         return _one_line(str(error))
     if isinstance(error, click.ClickException):
         return _one_line(error.format_message())
-    if isinstance(error, ModuleNotFoundError) and (root := _root(error)) in EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and (root := str(error.name).split(".")[0]) in EXTRAS:
         return f"{root} is not installed; pip install 'equitools[{EXTRAS[root]}]'"
     if isinstance(error, OSError) and (error.strerror or str(error)):
         place = f"{error.filename}: " if error.filename is not None else ""
@@ -156,10 +156,6 @@ def _line(error: Exception, verbose: bool) -> str:
         return "a process that reads images died: out of memory, or /dev/shm is full; try workers=0"
     hint = "" if verbose else " (-v shows the traceback)"
     return f"{type(error).__name__}: {_one_line(str(error))}{hint}"
-
-
-def _root(error: ModuleNotFoundError) -> str:
-    return (error.name or "").partition(".")[0]
 
 
 def _one_line(text: str) -> str:

@@ -51,7 +51,7 @@ def _documents(word: str, program: Program) -> list[Document]:
         return [{program.section: manifest.parse_assignment(word)}]
     if word in program.verbs:
         return [{program.section: {"verb": word}}]
-    if _is_file(word):
+    if word.endswith((".yaml", ".yml")):
         return manifest.load_file(Path(word))
     known = manifest.layers(program.folders)
     if word not in known and program.sources and _is_source(word):
@@ -68,10 +68,6 @@ def _is_source(word: str) -> bool:
     """A set of torchvision, a URL, a tar, or a folder."""
     named = word.startswith("torchvision:") or word.endswith(".tar")
     return named or "/" in word or Path(word).is_dir()
-
-
-def _is_file(word: str) -> bool:
-    return word.endswith((".yaml", ".yml"))
 
 
 def _manifest_path(word: str) -> Path:
