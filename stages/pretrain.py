@@ -75,14 +75,13 @@ def refuse_other(out: Path, identity: str) -> None:
 
 def settle_device(settings: dict[str, Any]) -> dict[str, Any]:
     """Write back what `auto` means on this machine."""
-    import torch
+    from equitools.core.devices import pick_device, pick_precision
 
-    from equitools.core.devices import pick_device
-
-    device, precision = pick_device(settings["device"]), settings["precision"]
-    if precision == "auto":
-        precision = "bf16" if device != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
-    return settings | {"device": device, "precision": precision}
+    device = pick_device(settings["device"])
+    return settings | {
+        "device": device,
+        "precision": pick_precision(settings["precision"], device),
+    }
 
 
 def process_count(settings: dict[str, Any]) -> int:
