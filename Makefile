@@ -35,7 +35,6 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    ?= $(abspath $(VENV))/bin
 ready  := $(if $(filter file,$(origin BIN)),$(VENV)/installed)
-
 DATA_mini  := digits
 DATA_small := cifar10
 DATA_paper  = $(error SCALE=paper needs DATA=/path/to/imagenet)
@@ -138,14 +137,14 @@ $(call ask,upright-finetune,$(trained) $(upright),transfer/finetune)
 $(call ask,upright-finetuned,$R/%/upright-finetune.yaml,perturb/invariance,judge=finetuned)
 $(call ask,upright-sensitivity,$(trained) $(upright),perturb/sensitivity,$(addprefix tests.sensitivity.,parts=all finetune=true))
 
-# Data of other shapes: $R/CELL/EVALUATION-DATA.yaml, where make is told of DATA's folder.
-stand_in = $(if $(filter mini,$(SCALE)),scenes)
-given    = $(foreach name,$1,$(if $($(name)),$(name)))
+# Data of other shapes: $R/CELL/EVALUATION-DATA.yaml, where make is told of DATA's folder; at mini
+# made scenes stand beside them.
+given    = $(foreach name,$1,$(if $($(name)),$(name))) $(if $(filter mini,$(SCALE)),scenes)
 scenes   = $(if $(filter scenes,$2),runs/scenes/$(1:finetune=shards.yaml))
 transfer = $(call ask,$1-$2,$(trained),transfer/$1,label=$2 data="$(abspath $(or $(scenes),$($2)))",$(scenes))
 labels   = $(if $(LISTS),list="$(abspath $(LISTS))/$1percent.txt",fraction=$2)
-$(foreach name,$(call given,$(labeled)) $(stand_in),$(call transfer,finetune,$(name)))
-$(foreach name,$(call given,$(masked)) $(stand_in),$(call transfer,saliency,$(name)))
+$(foreach name,$(call given,$(labeled)),$(call transfer,finetune,$(name)))
+$(foreach name,$(call given,$(masked)),$(call transfer,saliency,$(name)))
 $(foreach name,$(call given,DAVIS) $(stand_in),$(call transfer,video,$(name)))
 $(call ask,semi-1,$(trained),transfer/semi,$(call labels,1,0.01))
 $(call ask,semi-10,$(trained),transfer/semi,$(call labels,10,0.1))
@@ -153,7 +152,7 @@ $(call ask,semi-10,$(trained),transfer/semi,$(call labels,10,0.1))
 # --- Tables ----------------------------------------------------------------------------------
 # equi-report writes a file of reads_TABLE, the score files of a table, and draw_TABLE, the words
 # for a figure. Make builds it before all else, under -n too, where a goal is one of these.
-there := $(call given,$(labeled) $(masked) DAVIS) $(stand_in) $(if $(upright),upright)
+there := $(call given,$(labeled) $(masked) DAVIS) $(if $(upright),upright)
 lacks := $(filter-out $(there),$(labeled) $(masked) DAVIS scenes upright)
 lines := $(subst $() ,-,$(strip runs/tables/$(SCALE) $(there))).mk
 list   = $(subst $() ,$(comma),$(strip $1))
