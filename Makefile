@@ -6,6 +6,8 @@
 # in1k takes all classes of the data where SCALE=paper takes a hundred.
 # `make -n` shows the chain as shell, `-j2` runs cells side by side, an edited layer rebuilds the
 # cells that use it. Keys and code are no prerequisites: after changing those, `make -B` a target.
+# manifests/table/ says which cells a table has, what it reads of them and how a figure is drawn;
+# manifests/scale/ what a SCALE changes of recipes and evaluations.
 #
 #   DATA=digits|scenes|/a/folder   SCALE=mini|small|paper   SEED=0
 #   PETS= CUB= FLOWERS= FOOD=      shards, or a folder with train/ and val/, for Tables 5, 6 and 8
@@ -25,62 +27,40 @@ clever := $(foreach n,1 3 4 5 6 7 8 9 10,table$n) $(foreach n,1 3 4 5 6 7 8,figu
 .SECONDARY:
 .SECONDEXPANSION:
 .SUFFIXES:
-.PHONY: help reproduce-table2 table2-so-far reproduce-clever test lint bench clean
-.PHONY: $(ser:%=reproduce-ser-%) $(clever:%=reproduce-%)
+.PHONY: help reproduce-table2 table2-so-far reproduce-clever test lint bench clean $(ser:%=reproduce-ser-%) $(clever:%=reproduce-%)
 
-SCALE ?= mini
-SEED  ?= 0
-VENV  ?= .venv
-BIN   ?= $(abspath $(VENV))/bin
-ready := $(if $(filter file,$(origin BIN)),$(VENV)/installed)
-
+SCALE  ?= mini
+SEED   ?= 0
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    ?= $(abspath $(VENV))/bin
+ready  := $(if $(filter file,$(origin BIN)),$(VENV)/installed)
 DATA_mini  := digits
 DATA_small := cifar10
 DATA_paper  = $(error SCALE=paper needs DATA=/path/to/imagenet)
 DATA       ?= $(DATA_$(SCALE))
-
-# At paper scale the probe's features are computed anew from new crops in every epoch.
-CLASSES        ?= $(if $(filter paper,$(SCALE)),in100)
-# Epochs and widths for tables within 20 minutes on two cores (mini), or meant for one GPU (small).
-# A folder of any size takes the time of the digits: their steps, and a limit to a probe's pictures.
-embedded        = $(filter digits scenes,$(DATA))
-# A folder without val/ gives up a tenth of each class; at paper scale the data say what val is.
-held            = $(if $(findstring /,$(DATA)),$(if $(filter paper,$(SCALE)),,holdout=0.1))
-short           = $(findstring .ser-mini,$*)
-pretrain_mini   = $(if $(embedded),epochs=$(if $(short),5,8),steps=$(if $(short),112,180))
-pretrain_small := epochs=30
-probe_mini      = $(if $(embedded),,limit=2000)
-probe_paper    := cached=false
-mlp_mini        = epochs=20 hidden=256 $(probe_mini)
-layers_mini    := tests.layers.epochs=10 tests.layers.hidden=256
-mlp_paper      := $(probe_paper)
-tuning_mini    := epochs=10 batch_size=32 lr=0.1 seeds=0
-turns          := $(addprefix tests.sensitivity.,parts=all finetune=true)
-turns_mini     := $(addprefix tests.sensitivity.,tuning_epochs=3 tuning_lr=0.03 seeds=0)
-# Table 7 asks the parts of CLeVER's representation one by one.
-parts_of        = $(if $(findstring +clever,$1),parts=all$(comma)ir$(comma)ef)
-comma          := ,
-
-# $(call cells_of,TABLE): the cells of a table at this SCALE.
-cells_of = $(shell sed -n 's/.*cells:.*[{ ]$(SCALE): *\([^,} ]*\).*/\1/p' manifests/table/$1.yaml)
-cells   := $(call cells_of,table2)
-$(if $(cells),,$(error SCALE is '$(SCALE)'; it is mini, small or paper))
-
-# What make is told of must be there before hours are spent on an encoder.
-told := PETS CUB FLOWERS FOOD ECSSD DUTS OMRON DAVIS LISTS
-$(foreach name,$(told),$(if $($(name)),$(if $(wildcard $($(name))/.),,$(error $(name)=$($(name)) is no folder))))
-
-# Upright pictures for Tables 5 and 6: a manifest of shards, made of a folder where it has none.
-own_shards := $(if $(PETS),$(wildcard $(PETS:%/=%)/manifest.yaml))
-upright := $(if $(PETS),$(or $(own_shards),runs/pets/shards.yaml),$(if $(filter paper,$(SCALE)),,runs/scenes/shards.yaml))
-
-source = $(if $(findstring /,$(DATA)),$(abspath $(DATA)),$(DATA))
-data  := $(subst /,-,$(patsubst /%,%,$(source)))
+CLASSES    ?= $(if $(filter paper,$(SCALE)),in100)
+$(if $(filter mini small paper,$(SCALE)),,$(error SCALE is '$(SCALE)'; it is mini, small or paper))
 $(if $(word 2,$(DATA)),$(error DATA is '$(DATA)'; make knows no names with spaces))
+source  = $(if $(findstring /,$(DATA)),$(abspath $(DATA)),$(DATA))
+data   := $(subst /,-,$(patsubst /%,%,$(source)))
 R      := runs/$(data)/$(SCALE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 some   := runs/$(data)/shards$(CLASSES:%=-%).yaml
 whole  := runs/$(data)/shards.yaml
 shards  = $(if $(filter in1k,$(subst ., ,$1)),$(whole),$(some))
+# A folder without val/ gives up a tenth of each class; at paper scale the data say what val is.
+held   := $(if $(findstring /,$(DATA)),$(if $(filter paper,$(SCALE)),,holdout=0.1))
+
+# $(call scale,NAMES): the layers in which the SCALE speaks of these, laid on last. At mini, data of
+# any size take the time of the digits: mini-folder speaks first, of all but the sets made here.
+scales := $(if $(filter digits scenes,$(DATA)),,$(SCALE)-folder) $(SCALE)
+scale   = $(foreach name,$1,$(firstword $(foreach from,$(scales),$(wildcard manifests/scale/$(from)/$(name).yaml))))
+comma  := ,
+
+# What make is told of must be there before hours are spent on an encoder.
+labeled := CUB FLOWERS FOOD PETS
+masked  := ECSSD DUTS OMRON
+$(foreach name,$(labeled) $(masked) DAVIS LISTS,$(if $($(name)),$(if $(wildcard $($(name))/.),,$(error $(name)=$($(name)) is no folder))))
 
 # $(call layers,dino+clever.vit-mini.caug+): the recipe layers that a name spells, in order. What is
 # a layer as it stands is not taken apart at its plus signs. $(call knobs,…): its KEY@VALUE as key=value.
@@ -88,228 +68,125 @@ folders = objective equivariance backbone views schedule
 find    = $(wildcard $(folders:%=manifests/%/$1.yaml))
 layer   = $(or $(call find,$1),$(error no layer named '$1' in $(folders:%=manifests/%)))
 parts   = $(filter-out in1k,$(subst ., ,$1))
-knob    = $(findstring @,$1)
-layers  = $(foreach part,$(parts),$(if $(call knob,$(part)),,$(or $(call find,$(part)),$(foreach \
-          l,$(subst +, ,$(part)),$(call layer,$l)))))
-knobs   = $(foreach part,$(parts),$(if $(call knob,$(part)),$(subst -,.,$(word 1,$(subst @, \
-          ,$(part))))=$(word 2,$(subst @, ,$(part)))))
+layers  = $(foreach part,$(parts),$(if $(findstring @,$(part)),,$(or $(call find,$(part)),$(foreach l,$(subst +, ,$(part)),$(call layer,$l)))))
+knobs   = $(foreach part,$(parts),$(if $(findstring @,$(part)),$(subst -,.,$(firstword $(subst @, ,$(part))))=$(lastword $(subst @, ,$(part)))))
 
-# $(call stage,NAME,KEYS): all prerequisites in, one manifest out, which appears only once whole.
-define stage
+# $(call produce,COMMAND): what it prints is the target, which appears only once whole.
+# $(call stage,NAME,KEYS): all prerequisites in, one manifest out; random weights are said by a key.
+define produce
 @mkdir -p "$(@D)"
-cat $^ | $(call run,$1,-,$2) > $@~ && mv $@{~,}
+$1 > $@~ && mv $@{~,}
 endef
-run = $(strip $(ON_$1) "$(BIN)/equi-$1" $2 $3 $(KEYS_$1) -o "$(abspath $(basename $@))")
+run       = $(strip $(ON_$1) "$(BIN)/equi-$1" $2 $3 $(KEYS_$1) -o "$(abspath $(basename $@))")
+stage     = $(call produce,cat $^ | $(call run,$1,-,$(untrained) $2))
+untrained = $(if $(filter $R/random.%/pretrain.yaml,$<),encoder=random)
 
 # --- The chain -------------------------------------------------------------------------------
-
 runs/pets/shards.yaml: | $(ready)
-	@mkdir -p "$(@D)"
-	$(call run,shard,"$(abspath $(or $(PETS),$(error pets need PETS=)))") < /dev/null > $@~ && mv $@{~,}
-
+	$(call produce,$(call run,shard,"$(abspath $(or $(PETS),$(error pets need PETS=)))") < /dev/null)
+$(sort $(some) $(whole)): | $(ready)
+	$(call produce,$(call run,shard,$(source),$(if $(filter $(whole),$@),,$(CLASSES:%=classes=%)) $(held)) < /dev/null)
 # Other data than DATA, as equi-shard knows them by name.
 runs/%/shards.yaml: | $(ready)
-	@mkdir -p "$(@D)"
-	$(call run,shard,$*) < /dev/null > $@~ && mv $@{~,}
-
-$(sort $(some) $(whole)): | $(ready)
-	@mkdir -p "$(@D)"
-	$(call run,shard,$(source),$(if $(filter $(whole),$@),,$(CLASSES:%=classes=%)) $(held)) < /dev/null > $@~ && mv $@{~,}
-
-# A run that was interrupted and has saved (exit code 75) goes on where it was.
-$R/%/pretrain.yaml: $$(call shards,$$*) $$(call layers,$$*) | $(ready)
-	@mkdir -p "$(@D)"
-	until cat $^ | $(call run,pretrain,-,seed=$(SEED) $(pretrain_$(SCALE)) $(call knobs,$*)) > $@~; \
-	do code=$$?; [ $$code = 75 ] || exit $$code; done; mv $@{~,}
-
-# A reference: the same backbone with random weights has shards and layers, and no checkpoint.
-$R/random.%/pretrain.yaml: $$(call shards,$$*) $$(call layers,$$*)
-	@mkdir -p "$(@D)"
-	cat $^ > $@~ && mv $@{~,}
-untrained = $(if $(filter random.%,$*),encoder=random)
-
-$R/%/linear.yaml: $R/%/pretrain.yaml manifests/probe/linear.yaml | $(ready)
-	$(call stage,probe,$(untrained) $(call parts_of,$*) $(probe_$(SCALE)))
-
-$R/%/linear-ser.yaml: $R/%/pretrain.yaml manifests/probe/linear-ser.yaml | $(ready)
-	$(call stage,probe,$(untrained) $(probe_$(SCALE)))
-
-$R/%/mlp.yaml: $R/%/pretrain.yaml manifests/probe/mlp.yaml | $(ready)
-	$(call stage,probe,$(untrained) $(mlp_$(SCALE)))
-
-$R/%/knn.yaml: $R/%/pretrain.yaml manifests/probe/knn.yaml | $(ready)
-	$(call stage,probe,$(untrained))
-
-$R/%/embed.yaml: $R/%/pretrain.yaml manifests/probe/embed.yaml | $(ready)
-	$(call stage,probe,$(untrained))
-
-$R/%/grid.yaml: $R/%/linear.yaml manifests/perturb/grid.yaml | $(ready)
-	$(call stage,perturb)
-
-$R/%/sensitivity.yaml: $R/%/pretrain.yaml manifests/perturb/sensitivity.yaml | $(ready)
-	$(call stage,perturb,$(untrained))
-
-$R/%/equivariance.yaml: $R/%/pretrain.yaml manifests/perturb/equivariance.yaml | $(ready)
-	$(call stage,perturb,$(untrained))
-
-$R/%/layers.yaml: $R/%/pretrain.yaml manifests/perturb/layers.yaml | $(ready)
-	$(call stage,perturb,$(untrained) $(layers_$(SCALE)))
-
-# The other reference: the pictures themselves.
-$R/pixels/linear.yaml: $(some) manifests/probe/linear.yaml | $(ready)
-	$(call stage,probe,encoder=pixels $(probe_$(SCALE)))
-
-# The same encoder on upright pictures of other things: what comes later replaces the shards.
-$R/%/upright-linear.yaml: $R/%/pretrain.yaml $(upright) manifests/probe/linear.yaml | $(ready)
-	$(call stage,probe,$(untrained) $(probe_$(SCALE)))
-
-$R/%/upright-invariance.yaml: $R/%/upright-linear.yaml manifests/perturb/invariance.yaml | $(ready)
-	$(call stage,perturb)
-
-# The whole network tuned on the upright pictures, and judged on turned ones.
-$R/%/upright-finetune.yaml: $R/%/pretrain.yaml $(upright) manifests/transfer/finetune.yaml | $(ready)
-	$(call stage,transfer,$(untrained) $(tuning_$(SCALE)))
-
-$R/%/upright-finetuned.yaml: $R/%/upright-finetune.yaml manifests/perturb/invariance.yaml | $(ready)
-	$(call stage,perturb,judge=finetuned)
-
-$R/%/upright-sensitivity.yaml: $R/%/pretrain.yaml $(upright) manifests/perturb/sensitivity.yaml | $(ready)
-	$(call stage,perturb,$(untrained) $(turns) $(turns_$(SCALE)))
-
-# The parts of every block, beside those of the released slicing.
-$R/%/linear-per-block.yaml: $R/%/pretrain.yaml manifests/probe/linear.yaml | $(ready)
-	$(call stage,probe,$(untrained) split=per_block $(call parts_of,$*) $(probe_$(SCALE)))
-
-$R/%/grid-per-block.yaml: $R/%/linear-per-block.yaml manifests/perturb/grid.yaml | $(ready)
-	$(call stage,perturb)
-
-$R/%/sensitivity-per-block.yaml: $R/%/pretrain.yaml manifests/perturb/sensitivity.yaml | $(ready)
-	$(call stage,perturb,$(untrained) tests.sensitivity.slicing=per_block)
-
-# Data of other shapes: $R/CELL/EVALUATION-DATA.yaml, where make is told of DATA's folder.
-define of_data
-$R/%/$1-$2.yaml: $R/%/pretrain.yaml manifests/transfer/$1.yaml | $(if $(filter scenes,$2),$(scenes_$1)) $(ready)
-	$$(call stage,transfer,$$(untrained) $3)
-endef
-scenes_finetune := runs/scenes/shards.yaml
-scenes_saliency := runs/scenes/saliency
-scenes_video    := runs/scenes/video
-labeled  := CUB FLOWERS FOOD PETS
-masked   := ECSSD DUTS OMRON
-stand_in := $(if $(filter mini,$(SCALE)),scenes)
-given     = $(foreach name,$1,$(if $($(name)),$(name)))
-folder    = label=$2 data="$(abspath $(if $(filter scenes,$2),$(scenes_$1),$($2)))"
-$(foreach d,$(call given,$(labeled)) $(stand_in),$(eval $(call of_data,finetune,$d,$(call folder,finetune,$d) $(tuning_$(SCALE)))))
-$(foreach d,$(call given,$(masked)) $(stand_in),$(eval $(call of_data,saliency,$d,$(call folder,saliency,$d))))
-$(foreach d,$(call given,DAVIS) $(stand_in),$(eval $(call of_data,video,$d,$(call folder,video,$d))))
-labels = $(if $(LISTS),list="$(abspath $(LISTS))/$1percent.txt",fraction=$2) $(tuning_$(SCALE))
-$(eval $(call of_data,semi,1,$$(call labels,1,0.01)))
-$(eval $(call of_data,semi,10,$$(call labels,10,0.1)))
-
-$(scenes_saliency) $(scenes_video): | $(ready)
+	$(call produce,$(call run,shard,$*) < /dev/null)
+runs/scenes/saliency runs/scenes/video: | $(ready)
 	"$(BIN)/equi-shard" scenes layout=$(@F) -o $@ < /dev/null
 
-# --- Tables ----------------------------------------------------------------------------------
-
-$R/table2.md: $(cells:%=$R/%/linear.yaml) manifests/table/table2.yaml | $(ready)
+# A run that was interrupted and has saved (exit code 75) goes on where it was.
+$R/%/pretrain.yaml: $$(call shards,$$*) $$(call layers,$$*) $$(call scale,pretrain $$(call parts,$$*)) | $(ready)
 	@mkdir -p "$(@D)"
-	cat $^ | "$(BIN)/equi-report" table2 - scale=$(SCALE) -o $(@D) > $@~ && mv $@{~,}
+	until cat $^ | $(call run,pretrain,-,seed=$(SEED) $(call knobs,$*)) > $@~; \
+	do code=$$?; [ $$code = 75 ] || exit $$code; done; mv $@{~,}
+# References: the same backbone with random weights, which has shards and layers and no checkpoint,
+# and the pictures themselves.
+$R/random.%/pretrain.yaml: $$(call shards,$$*) $$(call layers,$$*)
+	$(call produce,cat $^)
+$R/pixels/linear.yaml: $(some) manifests/probe/linear.yaml $(call scale,linear) | $(ready)
+	$(call stage,probe,encoder=pixels)
 
-reproduce-table2: $R/table2.md  ## pretrain, probe and tabulate every cell of Table 2 at this SCALE
-	@cat $<
-
-table2-so-far: | $(ready)  ## the table with the cells that are done
-	@cat manifests/table/table2.yaml $(wildcard $(cells:%=$R/%/linear.yaml)) | "$(BIN)/equi-report" table2 - scale=$(SCALE)
-
-# What a table or figure reads of each of its cells.
-reads_ser-table1  := linear-ser
-reads_ser-table2  := linear-ser
-reads_ser-table3  := mlp knn
-reads_ser-table4  := linear-ser equivariance
-reads_ser-table5  := layers
-reads_ser-figure3 := linear-ser
-reads_ser-figure4 := embed
-reads_table1          := pretrain
-reads_clever-table3   := grid
-reads_clever-table4   := grid
-reads_clever-table5   := $(if $(upright),upright-invariance upright-finetuned)
-reads_clever-table6   := $(if $(upright),upright-sensitivity)
-reads_clever-table7   := grid sensitivity
-reads_clever-table8   := semi-1 semi-10 $(patsubst %,finetune-%,$(call given,$(labeled)) $(stand_in))
-reads_clever-table9   := $(patsubst %,video-%,$(call given,DAVIS) $(stand_in)) \
-                         $(patsubst %,saliency-%,$(call given,$(masked)) $(stand_in))
-reads_clever-table10  := grid
-reads_clever-figure1  := grid
-reads_clever-figure3  := pretrain
-shown_figure4         := $(firstword $(call given,ECSSD DUTS OMRON) $(stand_in))
-reads_clever-figure4  := $(if $(shown_figure4),saliency-$(shown_figure4))
-reads_clever-figure5  := linear
-reads_clever-figure6  := pretrain
-reads_clever-figure7  := pretrain
-reads_clever-figure8  := pretrain
-results = $(foreach read,$(reads_$1),$(foreach cell,$(call cells_of,$1),$R/$(cell)/$(read).yaml))
-
-# How a figure is drawn; the picture goes into a folder beside its .md file, which names it.
-pixels_paper  := size=448
-draw_figure1  := robustness
-draw_figure3  := attention images=3 changes=original heads=mean $(pixels_$(SCALE))
-draw_figure4   = sheet folders=$(subst $() ,$(comma),$(patsubst %.yaml,%/overlays,$(call results,clever-figure4)))
-draw_figure5  := sweep keys=backbone.split,objective.out_dim,equivariance.clever.regularization
-draw_figure6  := attention images=1 first=0 $(pixels_$(SCALE))
-draw_figure7  := attention images=1 first=1 $(pixels_$(SCALE))
-draw_figure8  := attention images=1 first=2 $(pixels_$(SCALE))
-
-$R/table1.md: $(call results,table1) manifests/table/table1.yaml | $(ready)
-	@mkdir -p "$(@D)"
-	cat $^ | "$(BIN)/equi-report" table1 - > $@~ && mv $@{~,}
-
-$R/ser-figure4.md: $(call results,ser-figure4) | $(ready)
-	@mkdir -p "$(@D)"
-	cat $^ | "$(BIN)/equi-report" tsne - -o $(@:.md=) > $@~ && mv $@{~,}
-
-define compared
-@mkdir -p "$(@D)"
-cat $^ | "$(BIN)/equi-report" compare - scale=$(SCALE) format=csv > $(@:.md=.csv)
-cat $^ | "$(BIN)/equi-report" compare - scale=$(SCALE) > $@~ && mv $@{~,}
+# $(call ask,NAME,WHAT IT READS,LAYER,KEYS): the evaluation NAME of every cell. Its layer is in
+# manifests/, and the scale may have something to say of the layer or of the evaluation.
+define evaluation
+$R/%/$1.yaml: $2 manifests/$3.yaml $(call scale,$(notdir $3) $1) | $5 $(ready)
+	$$(call stage,$(patsubst %/,%,$(dir $3)),$4)
 endef
-$R/ser-%.md: $$(call results,ser-$$*) manifests/table/ser-%.yaml | $(ready)
-	$(compared)
+ask     = $(eval $(call evaluation,$1,$2,$3,$4,$5))
+trained = $R/%/pretrain.yaml
+$(call ask,linear,$(trained),probe/linear,$$(parts_of))
+$(call ask,linear-ser,$(trained),probe/linear-ser)
+$(call ask,mlp,$(trained),probe/mlp)
+$(call ask,knn,$(trained),probe/knn)
+$(call ask,embed,$(trained),probe/embed)
+$(call ask,grid,$R/%/linear.yaml,perturb/grid)
+$(call ask,sensitivity,$(trained),perturb/sensitivity)
+$(call ask,equivariance,$(trained),perturb/equivariance)
+$(call ask,layers,$(trained),perturb/layers)
+# Table 7 asks the parts of CLeVER's representation one by one, and those of every block beside
+# those of the released slicing.
+parts_of = $(if $(findstring +clever,$*),parts=all$(comma)ir$(comma)ef)
+$(call ask,linear-per-block,$(trained),probe/linear,split=per_block $$(parts_of))
+$(call ask,grid-per-block,$R/%/linear-per-block.yaml,perturb/grid)
+$(call ask,sensitivity-per-block,$(trained),perturb/sensitivity,tests.sensitivity.slicing=per_block)
 
-$R/clever-%.md: $$(call results,clever-$$*) manifests/table/clever-%.yaml | $(ready)
-	$(compared)
+# The same encoder on upright pictures of other things, which replace the shards: a manifest of
+# shards, made of a folder where it has none. The whole network is tuned on them and judged too.
+upright := $(if $(PETS),$(or $(wildcard $(PETS:%/=%)/manifest.yaml),runs/pets/shards.yaml),$(if $(filter paper,$(SCALE)),,runs/scenes/shards.yaml))
+$(call ask,upright-linear,$(trained) $(upright),probe/linear)
+$(call ask,upright-invariance,$R/%/upright-linear.yaml,perturb/invariance)
+$(call ask,upright-finetune,$(trained) $(upright),transfer/finetune)
+$(call ask,upright-finetuned,$R/%/upright-finetune.yaml,perturb/invariance,judge=finetuned)
+$(call ask,upright-sensitivity,$(trained) $(upright),perturb/sensitivity,$(addprefix tests.sensitivity.,parts=all finetune=true))
 
-split7 := $(foreach cell,$(call cells_of,clever-table7),$(if $(findstring +clever,$(cell)),$R/$(cell)))
-$R/clever-table7.md: $(split7:%=%/grid-per-block.yaml) $(split7:%=%/sensitivity-per-block.yaml)
+# Data of other shapes: $R/CELL/EVALUATION-DATA.yaml, where make is told of DATA's folder; at mini
+# made scenes stand beside them.
+given    = $(foreach name,$1,$(if $($(name)),$(name))) $(if $(filter mini,$(SCALE)),scenes)
+scenes   = $(if $(filter scenes,$2),runs/scenes/$(1:finetune=shards.yaml))
+transfer = $(call ask,$1-$2,$(trained),transfer/$1,label=$2 data="$(abspath $(or $(scenes),$($2)))",$(scenes))
+labels   = $(if $(LISTS),list="$(abspath $(LISTS))/$1percent.txt",fraction=$2)
+$(foreach name,$(call given,$(labeled)),$(call transfer,finetune,$(name)))
+$(foreach name,$(call given,$(masked)),$(call transfer,saliency,$(name)))
+$(foreach name,$(call given,DAVIS) $(stand_in),$(call transfer,video,$(name)))
+$(call ask,semi-1,$(trained),transfer/semi,$(call labels,1,0.01))
+$(call ask,semi-10,$(trained),transfer/semi,$(call labels,10,0.1))
 
-$R/clever-figure%.md: $$(call results,clever-figure$$*) manifests/table/clever-figure%.yaml | $(ready)
+# --- Tables ----------------------------------------------------------------------------------
+# equi-report writes a file of reads_TABLE, the score files of a table, and draw_TABLE, the words
+# for a figure. Make builds it before all else, under -n too, where a goal is one of these.
+there := $(call given,$(labeled) $(masked) DAVIS) $(if $(upright),upright)
+lacks := $(filter-out $(there),$(labeled) $(masked) DAVIS scenes upright)
+lines := $(subst $() ,-,$(strip runs/tables/$(SCALE) $(there))).mk
+list   = $(subst $() ,$(comma),$(strip $1))
+$(lines): Makefile $(wildcard manifests/table/*.yaml) | $(ready)
 	@mkdir -p "$(@D)"
-	cat $^ | "$(BIN)/equi-report" $(draw_figure$*) - -o $(@:.md=) > $@~ && mv $@{~,}
+	@"$(BIN)/equi-report" prerequisites scale=$(SCALE) $(addprefix lacks=,$(call list,$(lacks))) \
+	 tables=$(call list,$(filter %.yaml,$^)) < /dev/null > $@~ && mv $@{~,}
+$(if $(filter reproduce-% table2-so-far %.md %.html,$(MAKECMDGOALS)),$(eval include $(lines)))
 
-$R/clever-figure4.md: $(call results,clever-figure4) manifests/table/clever-figure4.yaml | $(ready)
-	@mkdir -p "$(@D)"
-	$(if $(shown_figure4),cat $^ | "$(BIN)/equi-report" $(draw_figure4) - -o $(@:.md=),\
-	echo "Figure 4 needs ECSSD=, DUTS= or OMRON=, a folder of pictures and masks.") > $@~ && mv $@{~,}
+# A figure is drawn in a folder beside its .md file, which names it; a table is compared.
+draw_table1 = table1 -
+draw_table2 = table2 - scale=$(SCALE) -o $(@D)
+report = cat $^ | "$(BIN)/equi-report" $1
+$R/%.md: $$(reads_$$*) manifests/table/%.yaml | $(ready)
+	$(call produce,$(if $(needs_$*),echo "$(needs_$*)",$(call report,$(or $(draw_$*),compare - scale=$(SCALE)))))
+	$(if $(draw_$*),,$(call report,compare - scale=$(SCALE) format=csv > $(@:.md=.csv)))
 
+tables := $R/table1.md $R/table2.md $(patsubst %,$R/clever-%.md,$(filter-out table1,$(clever)))
+$(foreach table,$(tables),$(eval reproduce-$(patsubst clever-%,%,$(basename $(notdir $(table)))): $(table)))
+reproduce-table2:  ## pretrain, probe and tabulate every cell of Table 2 at this SCALE
+	@cat $<
+table2-so-far: | $(ready)  ## the table with the cells that are done
+	@cat manifests/table/table2.yaml $(wildcard $(reads_table2)) | "$(BIN)/equi-report" table2 - scale=$(SCALE)
 $(ser:%=reproduce-ser-%): reproduce-ser-%: $R/ser-%.md  ## the same for a table or figure of SER
 	@cat $<
-
-reproduce-table1: $R/table1.md
-$(foreach one,$(filter-out table1,$(clever)),$(eval reproduce-$(one): $R/clever-$(one).md))
 $(clever:%=reproduce-%):  ## the same for a table or figure of CLeVER
 	@cat $<
-
-said := $R/table1.md $R/table2.md $(patsubst %,$R/clever-%.md,$(filter-out table1,$(clever)))
-$R/clever/page.html: $(said) $(call results,clever-figure1) | $(ready)
-	cat $(filter %.yaml,$^) | "$(BIN)/equi-report" page - images=0 title="CLeVER at scale $(SCALE)" \
-	 include=$(subst $() ,$(comma),$(said)) -o $(@D) > /dev/null
-
 reproduce-clever: $R/clever/page.html  ## every table and figure of CLeVER, and one page of them
 	@echo $<
+$R/clever/page.html: $(tables) $(reads_clever-figure1) | $(ready)
+	cat $(filter %.yaml,$^) | "$(BIN)/equi-report" page - images=0 title="CLeVER at scale $(SCALE)" \
+	 include=$(call list,$(tables)) -o $(@D) > /dev/null
 
 # --- The house -------------------------------------------------------------------------------
-
-PYTHON ?= python3
-
 # The stamp is written last, so that an installation which was cut short is done again.
 $(VENV)/installed: pyproject.toml $(wildcard equitools/augment/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "equitools needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }

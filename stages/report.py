@@ -19,6 +19,7 @@ from equitools.report import sheet as report_sheet
 from equitools.report import table2 as report_table2
 from equitools.report.formats import tables
 from equitools.report.page import page
+from equitools.report.prerequisites import prerequisites
 from equitools.report.scores import score_table
 from equitools.report.sweep import sweep
 from equitools.report.table2 import COLUMNS, counter, notes, show_table2
@@ -54,6 +55,7 @@ sweep     a score over knobs that runs differ in: keys=backbone.split,… score=
 sheet     pictures of the same name from several folders, side by side: folders=a,b images=4
 page      one HTML page without a server: include=table.md,figure.png, and scores, curves,
           robustness and attention of the documents
+prerequisites  what make builds for tables=manifests/table/table2.yaml,… at scale=mini
 why       from a score back to the shards: equi-report why probe/linear/all/mean/top1 m.yaml
 verify    digests of all files that the documents name
 diff      where two documents differ
@@ -246,7 +248,7 @@ VERBS: dict[str, Callable[..., str]] = {
     "views": views, "tsne": drawn(tsne), "attention": drawn(attention.attention),
     "robustness": drawn(robustness.robustness), "sweep": drawn(sweep),
     "sheet": drawn(report_sheet.sheet, needed=False), "page": drawn(page, needed=False),
-    "why": why, "verify": verify, "diff": diff,
+    "prerequisites": drawn(prerequisites, needed=False), "why": why, "verify": verify, "diff": diff,
 }  # fmt: skip
 
 

@@ -1,10 +1,12 @@
-"""The Makefile's chain, with stages that only note how they were called."""
+"""The Makefile's chain, with stages that only note how they were called; what a table reads is
+equi-report's real answer."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ TABLE = manifest.layer("table2", ("table",))["table"]
 # Notes its name and words, then says what came in, in a document of its own.
 STAGE = """#!/bin/bash
 name=$(basename "$0")
+[ "$name $1" = "equi-report prerequisites" ] && exec "$ACTUAL" -m equitools.stages.report "$@"
 echo "$name $*" >> "$CALLS"
 if [ "$name" = equi-pretrain ] && [ -s "$TROUBLE" ]; then
     trouble=$(head -1 "$TROUBLE"); sed -i 1d "$TROUBLE"
@@ -52,12 +55,17 @@ def make(
     # The suite itself may run under `make test VENV=… PYTHON=…`, which make hands down.
     ours = ("MAKE", "MFLAGS", "VENV", "PYTHON", "BIN", "DATA", "SCALE", "SEED", "ON_", "KEYS_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    noted = {"CALLS": str(project / "calls"), "TROUBLE": str(project / "trouble")}
+    noted = {name: str(project / name.lower()) for name in ("CALLS", "TROUBLE")}
+    noted["ACTUAL"] = sys.executable
     stages = [] if own else [f"BIN={project / 'bin'}"]
     done = subprocess.run(
-        ["make", *stages, *words], cwd=project, env=inherited | noted, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        ["make", *stages, *words],
+        cwd=project,
+        env=inherited | noted,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
     return done
 
@@ -150,9 +158,7 @@ def test_a_misspelt_layer_stops_with_its_name(project: Path) -> None:
 def test_a_plus_sign_in_a_layer_s_name_is_not_two_layers(project: Path) -> None:
     out = make(project, "-n", "runs/digits/mini/dino+clever.vit-mini.caug+/pretrain.yaml").stdout
     assert "manifests/views/caug+.yaml" in out
-    assert layers_of("dino+clever.vit-mini.caug+") == [
-        "dino", "clever", "vit-mini", "caug+",
-    ]  # fmt: skip
+    assert layers_of("dino+clever.vit-mini.caug+") == ["dino", "clever", "vit-mini", "caug+"]
 
 
 def test_a_stage_can_be_moved_without_touching_a_rule(project: Path) -> None:
@@ -184,7 +190,8 @@ def test_what_cannot_be_made_says_why(project: Path, words: list[str], said: str
     assert said in make(project, "-n", "reproduce-table2", *words, code=2).stderr
 
 
-def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path) -> None:
+def venv_maker(project: Path) -> Path:
+    """A python whose venv has the noting stages; pip fails where a file `broken` lies."""
     python = project / "python"
     python.write_text(
         "#!/bin/bash\n"
@@ -193,6 +200,11 @@ def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path)
         '[ "$2" != pip ] || [ ! -e broken ]\n'
     )
     python.chmod(0o755)
+    return python
+
+
+def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path) -> None:
+    python = venv_maker(project)
     target = "runs/digits/shards.yaml"
     (project / "broken").touch()
     make(project, target, f"PYTHON={python}", own=True, code=2)
@@ -204,6 +216,42 @@ def test_the_environment_is_made_once_and_only_a_whole_one_counts(project: Path)
     (project / target).unlink()
     make(project, target, f"PYTHON={python}", own=True)
     assert not calls(project, "install"), "installed already"
+
+
+@pytest.mark.parametrize("words", [["-n", "reproduce-table2"], ["reproduce-table2"]])
+def test_in_a_fresh_clone_a_table_installs_first(project: Path, words: list[str]) -> None:
+    python = venv_maker(project)
+    (project / "broken").touch()
+    make(project, *words, f"PYTHON={python}", own=True, code=2)
+    (project / "broken").unlink()
+    calls(project, "any")
+    out = make(project, *words, f"PYTHON={python}", own=True).stdout
+    log = (project / "calls").read_text()
+    assert log.startswith("equi-install -c")
+    assert ("equi-pretrain" in log) == (words[0] != "-n")
+    assert all(f"/mini/{cell}/linear.yaml{{~,}}" in out for cell in cells("mini"))
+
+
+@pytest.mark.parametrize("goal", ["help", "clean", "-n test", "-n lint", "-n runs/digits/x.yaml"])
+def test_only_tables_ask_what_they_read(project: Path, goal: str) -> None:
+    python = venv_maker(project)
+    make(project, *goal.split(), f"PYTHON={python}", own=True, code=2 * ("x.yaml" in goal))
+    assert not (project / "runs").exists()
+    assert not (project / ".venv").exists()
+
+
+def test_what_a_table_reads_follows_its_manifest_and_what_is_given(project: Path) -> None:
+    table = project / "manifests" / "table" / "ser-table3.yaml"
+    assert "embed.yaml" not in make(project, "-n", "reproduce-ser-table3").stdout
+    table.write_text(table.read_text().replace("reads: [mlp, knn]", "reads:\n  - mlp\n  - embed"))
+    later = time.time() + 10
+    os.utime(table, (later, later))
+    out = make(project, "-n", "reproduce-ser-table3").stdout
+    assert "embed.yaml" in out
+    assert "knn.yaml" not in out
+    told = folders(project, "FLOWERS")
+    assert "finetune-FLOWERS" in make(project, "-n", "reproduce-table8", *told).stdout
+    assert "finetune-FLOWERS" not in make(project, "-n", "reproduce-table8").stdout
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
@@ -242,8 +290,12 @@ def test_every_table_and_figure_of_clever_is_its_cells(project: Path, scale: str
         trained = sum(not cell.startswith("random") for cell in found)
         assert out.count(f'| "{project}/bin/equi-pretrain" -') == trained
         assert all(f" {word} " in out for cell in found for word in knobs_of(cell))
-        reports = {"table1": "table1", "figure1": "robustness", "figure4": "sheet",
-                   "figure5": "sweep"}  # fmt: skip
+        reports = {
+            "table1": "table1",
+            "figure1": "robustness",
+            "figure4": "sheet",
+            "figure5": "sweep",
+        }
         drawn = reports.get(name, "compare" if "table" in name else "attention")
         assert f'equi-report" {drawn}' in out
         assert ("classes=in100" in out) == (scale == "paper" and name not in ("table1", "table10"))
@@ -305,14 +357,48 @@ def test_tables_share_their_cells(project: Path) -> None:
 
 def test_at_mini_a_folder_of_any_size_takes_the_time_of_the_embedded_data(project: Path) -> None:
     digits = make(project, "-n", "reproduce-table2").stdout
-    assert " epochs=8" in digits
-    assert "limit=" not in digits
+    assert digits.count(" manifests/scale/mini/pretrain.yaml |") == digits.count(
+        '/equi-pretrain" -'
+    )
+    assert said("mini/pretrain") == {"recipe": {"epochs": 8}}
+    assert "/linear.yaml |" in digits, "no layer limits the digits"
     folder = make(project, "-n", "reproduce-table2", "DATA=/a/photos").stdout
-    assert " epochs=8" not in folder
-    assert folder.count(" steps=180 ") == folder.count('/equi-pretrain" -') > 0
-    assert folder.count(" limit=2000 ") == folder.count('/equi-probe" -') > 0
+    assert "scale/mini/" not in folder
+    pretrained = folder.count(" manifests/scale/mini-folder/pretrain.yaml |")
+    assert pretrained == folder.count('/equi-pretrain" -') > 0
+    assert said("mini-folder/pretrain") == {"recipe": {"steps": 180}}
+    probed = folder.count(" manifests/scale/mini-folder/linear.yaml |")
+    assert probed == folder.count('/equi-probe" -') > 0
+    assert said("mini-folder/linear") == {"probe": {"limit": 2000}}
     assert " holdout=0.1 " in folder, "there may be no val/"
     assert "holdout" not in digits
+
+
+def said(name: str) -> dict:
+    """What a layer of manifests/scale/ says."""
+    (document,) = manifest.load_file(ROOT / "manifests" / "scale" / f"{name}.yaml")
+    return document
+
+
+def test_the_scale_speaks_last_of_a_recipe_and_of_an_evaluation(project: Path) -> None:
+    cell = "mocov3.vit-mini.ser-mini"
+    for data, folder, short in (("digits", "mini", 5), ("/a/photos", "mini-folder", 112)):
+        target = f"runs/{data.strip('/').replace('/', '-')}/mini/{cell}/mlp.yaml"
+        out = make(project, "-n", target, f"DATA={data}").stdout
+        mine = f"manifests/scale/{folder}"
+        assert f"ser-mini.yaml {mine}/pretrain.yaml {mine}/ser-mini.yaml | " in out
+        assert short in said(f"{folder}/ser-mini")["recipe"].values()
+        assert f"manifests/probe/mlp.yaml {mine}/mlp.yaml | " in out
+    paper = make(project, "-n", "reproduce-table2", "SCALE=paper", "DATA=/d/in").stdout
+    assert paper.count(" manifests/scale/paper/linear.yaml |") == paper.count('/equi-probe" -') > 0
+    assert said("paper/linear") == {"probe": {"cached": False}}
+
+
+def test_a_layer_of_a_scale_speaks_to_one_stage() -> None:
+    paths = sorted((ROOT / "manifests" / "scale").glob("*/*.yaml"))
+    assert {path.parent.name for path in paths} == {"mini", "mini-folder", "small", "paper"}
+    for path in paths:  # what a stage does not know, it would hand on to the next one
+        assert len(said(f"{path.parent.name}/{path.stem}")) == 1
 
 
 def test_a_part_of_a_cell_takes_all_classes_at_paper_scale(project: Path) -> None:
@@ -327,7 +413,14 @@ def test_help_names_every_target(project: Path) -> None:
     out = make(project).stdout
     assert "table1 table2 table3 table4 table5 figure3 figure4" in out
     for target in (
-        "reproduce-table2", "table2-so-far", "reproduce-ser-NAME", "reproduce-NAME",
-        "reproduce-clever", "test", "lint", "bench", "clean",
-    ):  # fmt: skip
+        "reproduce-table2",
+        "table2-so-far",
+        "reproduce-ser-NAME",
+        "reproduce-NAME",
+        "reproduce-clever",
+        "test",
+        "lint",
+        "bench",
+        "clean",
+    ):
         assert f"make {target}" in out
