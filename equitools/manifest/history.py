@@ -17,6 +17,11 @@ def identity(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def last_record(document: Document) -> Document:
+    """The newest record of a document's history; empty where there is none."""
+    return (document.get("history") or [{}])[-1]
+
+
 def append_history(
     document: Document, stage: str, argv: list[str], seconds: float, id: str, **facts: Any
 ) -> Document:

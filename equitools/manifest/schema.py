@@ -59,7 +59,7 @@ def knobs(thing: Callable[..., Any], given: dict[str, Any], where: str) -> dict[
     line. Raises UsageError for an unknown key, a wrong type, or a knob that must be given.
     """
     known = _schema(thing)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(thing).parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in _parameters(thing))
     for key in given:
         if key not in known and not open_ended:
             raise UsageError(
@@ -83,33 +83,33 @@ def together(*functions: Callable[..., Any]) -> Callable[..., Any]:
 
     def both() -> None: ...
 
-    parameters = []
+    own: list[inspect.Parameter] = []
     for function in functions:
         hints = typing.get_type_hints(function)
-        for name in own_knobs(function):
-            parameters.append(inspect.signature(function).parameters[name])
-            both.__annotations__[name] = hints[name]
-    both.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        own += [p for p in _parameters(function) if p.kind is p.KEYWORD_ONLY]
+        both.__annotations__ |= {name: hints[name] for name in own_knobs(function)}
+    both.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     return both
 
 
 def own_knobs(thing: Callable[..., Any]) -> list[str]:
     """The names of a function's keyword-only parameters."""
-    parameters = inspect.signature(thing).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return [p.name for p in _parameters(thing) if p.kind is p.KEYWORD_ONLY]
 
 
 def _schema(thing: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Keyword-only parameters: {name: (default, annotation)}."""
-    parameters = inspect.signature(thing).parameters.values()
     function = thing.__init__ if inspect.isclass(thing) else thing
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError):  # an annotation that only the type checker can see
         hints = {}
-    return {
-        p.name: (p.default, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY
-    }
+    own = [p for p in _parameters(thing) if p.kind is p.KEYWORD_ONLY]
+    return {p.name: (p.default, hints.get(p.name, Any)) for p in own}
+
+
+def _parameters(thing: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(thing).parameters.values())
 
 
 def _label(thing: Callable[..., Any], where: str) -> str:
