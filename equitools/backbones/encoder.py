@@ -167,7 +167,7 @@ class Encoder(nn.Module):
             raise UsageError(f"no block {index}; {self.settings['name']} has {self.depth}")
         return index % self.depth
 
-    def _attention(self, wanted: bool) -> Any:
+    def _attention(self, wanted: bool) -> nn.Module | None:
         """The last block's attention, or None where nobody asks for it."""
         layer = getattr(self.trunk.blocks[-1], "attn", None) if wanted else None
         if wanted and not (hasattr(layer, "qkv") or hasattr(layer, "k_proj")):
@@ -230,6 +230,6 @@ class _Listener:
         return torch.softmax(q * layer.scale @ k.transpose(-2, -1), dim=-1)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A JSON value: tuples become lists."""
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value

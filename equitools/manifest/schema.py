@@ -18,7 +18,7 @@ from equitools.core.errors import UsageError
 from equitools.manifest.strict_yaml import scalar
 
 
-def pick(namespace: Any, name: str, what: str = "name") -> Any:
+def pick(namespace: object, name: str, what: str = "name") -> Any:
     """The public object called `name` in a module or mapping; UsageError with the choices."""
     choices = _public(namespace)
     if isinstance(name, str) and name in choices:
@@ -26,18 +26,18 @@ def pick(namespace: Any, name: str, what: str = "name") -> Any:
     raise UsageError(f"no {what} '{name}'; {_hint(str(name), choices)}")
 
 
-def menu(namespace: Any) -> list[tuple[str, str]]:
+def menu(namespace: object) -> list[tuple[str, str]]:
     """Each choice of a module or mapping with the first line of its docstring."""
     choices = _public(namespace).items()
     return [(name, (inspect.getdoc(it) or "").partition("\n")[0]) for name, it in choices]
 
 
-def _public(namespace: Any) -> dict[str, Any]:
+def _public(namespace: object) -> dict[str, Any]:
     """What a namespace offers: `__all__` if it has one, else its public classes and functions."""
     if isinstance(namespace, dict):
         return namespace
     if hasattr(namespace, "__all__"):
-        return {name: getattr(namespace, name) for name in namespace.__all__}
+        return {name: getattr(namespace, name) for name in vars(namespace)["__all__"]}
     return {
         name: thing
         for name, thing in vars(namespace).items()
@@ -122,14 +122,14 @@ def _place(where: str, key: str) -> str:
     return f"{where}.{key}" + (f", {origin}" if origin else "")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Tuples become lists, as YAML reads them back."""
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
 
 
-def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
+def _fit(value: object, annotation: Any, where: str, key: str) -> object:
     try:
         return _coerce(value, annotation)
     except ValueError:
@@ -138,11 +138,11 @@ def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
         ) from None
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     return "null" if value is None else repr(value)
 
 
-def _coerce(value: Any, annotation: Any) -> Any:
+def _coerce(value: object, annotation: Any) -> object:
     """The value as its annotation wants it; ValueError when it cannot be."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -161,15 +161,16 @@ def _coerce(value: Any, annotation: Any) -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif annotation is int:
-        whole = isinstance(value, float) and value.is_integer()
-        if (isinstance(value, int) and not isinstance(value, bool)) or whole:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
             return int(value)
     elif not isinstance(origin or annotation, type) or isinstance(value, origin or annotation):
         return value
     raise ValueError
 
 
-def _coerce_union(value: Any, members: tuple) -> Any:
+def _coerce_union(value: object, members: tuple) -> object:
     """The member whose type is the value's own, else the first that the value can become."""
     exact = [m for m in members if (typing.get_origin(m) or m) is type(value)]
     for member in (*exact, *members):
@@ -180,7 +181,7 @@ def _coerce_union(value: Any, members: tuple) -> Any:
     raise ValueError
 
 
-def _coerce_list(value: Any, arguments: tuple, fixed: bool) -> list:
+def _coerce_list(value: object, arguments: tuple, fixed: bool) -> list:
     """A list of the arguments' types; `all,ir,ef` and a lone value are lists on a command line."""
     if isinstance(value, str):
         value = [scalar(item.strip()) for item in value.split(",")]
