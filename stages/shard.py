@@ -103,7 +103,7 @@ def finished(request: Request, out: Path, id: str) -> Document | None:
     if not path.exists():
         return None
     document = manifest.load_file(path)[0]
-    if (document.get("history") or [{}])[-1].get("id") != id:
+    if manifest.last_record(document).get("id") != id:
         raise DataError(
             f"{out} holds other shards or settings; choose another -o, or remove it first"
         )

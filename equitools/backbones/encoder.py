@@ -106,13 +106,15 @@ class Encoder(nn.Module):
         blocks = sorted(wanted)
         with _Listener(self._attention(attention or (keys and self.has_keys))) as listener:
             if blocks:
-                last, inner = self.trunk.forward_intermediates(image, indices=blocks, **self._extra)
+                prefix = {"return_prefix_tokens": True} if self.is_vit else {}
+                last, inner = self.trunk.forward_intermediates(image, indices=blocks, **prefix)
             else:
                 last, inner = self.trunk.forward_features(image), []
-        outputs = dict(zip(blocks, inner, strict=True))
+        outputs = dict(zip(blocks, inner, strict=True))  # of a ViT: maps and prefix tokens
         features = Features(self.trunk.forward_head(last, pre_logits=True), self.split)
-        features.maps = {i: self._map(outputs[self._block(i)]) for i in maps}
-        features.cls = {i: self._token(outputs[i]) for i in self._last(cls)}
+        inside = {i: outputs[self._block(i)] for i in maps}
+        features.maps = {i: one[0] if self.is_vit else one for i, one in inside.items()}
+        features.cls = {i: self.trunk.norm(outputs[i][1])[:, 0] for i in self._last(cls)}
         if cls and not self.is_vit:
             features.cls = {self.depth - 1: features.pooled}
         features.attention = listener.weights() if attention else None
@@ -138,33 +140,20 @@ class Encoder(nn.Module):
 
     def config(self) -> Document:
         """What `config.json` says: enough for plain timm, and our own part under `equitools`."""
-        cfg = dict(self.trunk.pretrained_cfg)
+        cfg, side = dict(self.trunk.pretrained_cfg), self.image_size
         copied = ("interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
-        side = self.image_size
+        pictures = {key: _plain(cfg[key]) for key in copied if key in cfg}
+        pictures |= {"input_size": [3, side, side], "fixed_input_size": False, "num_classes": 0}
+        ours = {key: self.settings[key] for key in ("name", "split", "rounding")}
+        ours |= {"num_heads": self.num_heads, "image_size": side, "patch_size": self.patch_size}
         return {
             "architecture": self.architecture,
             "num_classes": 0,
             "num_features": self.dim,
             "model_args": self.args,
-            "pretrained_cfg": {
-                **{key: _plain(cfg[key]) for key in copied if key in cfg},
-                "input_size": [3, side, side],
-                "fixed_input_size": False,
-                "num_classes": 0,
-            },
-            "equitools": {
-                "name": self.settings["name"],
-                "split": self.settings["split"],
-                "rounding": self.settings["rounding"],
-                "num_heads": self.num_heads,
-                "image_size": side,
-                "patch_size": self.patch_size,
-            },
+            "pretrained_cfg": pictures,
+            "equitools": ours,
         }
-
-    @property
-    def _extra(self) -> dict[str, bool]:
-        return {"return_prefix_tokens": True} if self.is_vit else {}
 
     def _last(self, count: int) -> list[int]:
         if not self.is_vit or count == 0:
@@ -178,13 +167,7 @@ class Encoder(nn.Module):
             raise UsageError(f"no block {index}; {self.settings['name']} has {self.depth}")
         return index % self.depth
 
-    def _map(self, output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        return output[0] if isinstance(output, tuple) else output
-
-    def _token(self, output: tuple[Tensor, Tensor]) -> Tensor:
-        return self.trunk.norm(output[1])[:, 0]
-
-    def _attention(self, wanted: bool) -> Any:
+    def _attention(self, wanted: bool) -> nn.Module | None:
         """The last block's attention, or None where nobody asks for it."""
         layer = getattr(self.trunk.blocks[-1], "attn", None) if wanted else None
         if wanted and not (hasattr(layer, "qkv") or hasattr(layer, "k_proj")):
@@ -247,6 +230,6 @@ class _Listener:
         return torch.softmax(q * layer.scale @ k.transpose(-2, -1), dim=-1)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A JSON value: tuples become lists."""
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value

@@ -46,7 +46,7 @@ class VMamba(nn.Module):
         super().__init__()
         if len(depths) != len(dims):
             raise ValueError(f"{len(depths)} depths for {len(dims)} dims; each stage has one each")
-        self.patch_embed: Any = _embed(in_chans, dims[0])
+        self.patch_embed = _embed(in_chans, dims[0])
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         wider = [*dims[1:], None]
         stages = [Stage(dim, rate, w) for dim, rate, w in zip(dims, rates, wider, strict=True)]
@@ -128,7 +128,7 @@ class VMamba(nn.Module):
         if self.global_pool not in ("avg", ""):
             raise ValueError(f"global_pool is '{self.global_pool}'; it is avg, or empty for maps")
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.classifier["head"] = head.apply(start).to(self.patch_embed[0].weight.device)
+        self.classifier["head"] = head.apply(start).to(next(self.parameters()).device)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -16,6 +16,6 @@ from equitools.manifest.document import (
 )
 from equitools.manifest.files import digest_file, digest_files, entry, expand, locate, verify
 from equitools.manifest.fold import fold, join, parse_assignment
-from equitools.manifest.history import append_history, identity
+from equitools.manifest.history import append_history, identity, last_record
 from equitools.manifest.layers import layer, layer_root, layers
 from equitools.manifest.strict_yaml import Document, dump, load

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError
 from equitools.manifest.strict_yaml import Document
@@ -62,7 +61,7 @@ def inside(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def entry(path: str | Path, **extra: Any) -> Document:
+def entry(path: str | Path, **extra: object) -> Document:
     """What `files` says of one file, or of a folder of files: path, bytes, digest and more."""
     path = absolute(path)
     digest, members = digest_file(path), inside(path) if path.is_dir() else [path]

@@ -11,6 +11,7 @@ from typing import IO
 from equitools.core.errors import DataError, EquiError, UsageError
 from equitools.manifest import files
 from equitools.manifest.document import load_file
+from equitools.manifest.history import last_record
 from equitools.manifest.strict_yaml import Document
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,9 @@ def check_writable(folder: Path) -> None:
 def refuse_other_stage(out: Path, name: str) -> None:
     """Raise UsageError when a folder holds the manifest of a stage that is not `name`."""
     path = out / "manifest.yaml"
-    if path.is_file():
-        history = load_file(path)[0].get("history") or [{}]
-        if (stage := history[-1].get("stage", name)) != name:
-            raise UsageError(f"{out} is the folder of equi-{stage}; choose another with -o")
+    stage = last_record(load_file(path)[0]).get("stage", name) if path.is_file() else name
+    if stage != name:
+        raise UsageError(f"{out} is the folder of equi-{stage}; choose another with -o")
 
 
 def finished(out: Path, id: str) -> Document | None:
@@ -43,8 +43,7 @@ def finished(out: Path, id: str) -> Document | None:
     if not path.is_file():
         return None
     document = load_file(path)[0]
-    history = document.get("history") or [{}]
-    if history[-1].get("id") != id:
+    if last_record(document).get("id") != id:
         return None
     try:
         for name, entry in (document.get("files") or {}).items():

@@ -18,7 +18,7 @@ from equitools.core.errors import UsageError
 from equitools.manifest.strict_yaml import scalar
 
 
-def pick(namespace: Any, name: str, what: str = "name") -> Any:
+def pick(namespace: object, name: str, what: str = "name") -> Any:
     """The public object called `name` in a module or mapping; UsageError with the choices."""
     choices = _public(namespace)
     if isinstance(name, str) and name in choices:
@@ -26,18 +26,18 @@ def pick(namespace: Any, name: str, what: str = "name") -> Any:
     raise UsageError(f"no {what} '{name}'; {_hint(str(name), choices)}")
 
 
-def menu(namespace: Any) -> list[tuple[str, str]]:
+def menu(namespace: object) -> list[tuple[str, str]]:
     """Each choice of a module or mapping with the first line of its docstring."""
     choices = _public(namespace).items()
     return [(name, (inspect.getdoc(it) or "").partition("\n")[0]) for name, it in choices]
 
 
-def _public(namespace: Any) -> dict[str, Any]:
+def _public(namespace: object) -> dict[str, Any]:
     """What a namespace offers: `__all__` if it has one, else its public classes and functions."""
     if isinstance(namespace, dict):
         return namespace
     if hasattr(namespace, "__all__"):
-        return {name: getattr(namespace, name) for name in namespace.__all__}
+        return {name: getattr(namespace, name) for name in vars(namespace)["__all__"]}
     return {
         name: thing
         for name, thing in vars(namespace).items()
@@ -59,7 +59,7 @@ def knobs(thing: Callable[..., Any], given: dict[str, Any], where: str) -> dict[
     line. Raises UsageError for an unknown key, a wrong type, or a knob that must be given.
     """
     known = _schema(thing)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(thing).parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in _parameters(thing))
     for key in given:
         if key not in known and not open_ended:
             raise UsageError(
@@ -83,33 +83,33 @@ def together(*functions: Callable[..., Any]) -> Callable[..., Any]:
 
     def both() -> None: ...
 
-    parameters = []
+    own: list[inspect.Parameter] = []
     for function in functions:
         hints = typing.get_type_hints(function)
-        for name in own_knobs(function):
-            parameters.append(inspect.signature(function).parameters[name])
-            both.__annotations__[name] = hints[name]
-    both.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        own += [p for p in _parameters(function) if p.kind is p.KEYWORD_ONLY]
+        both.__annotations__ |= {name: hints[name] for name in own_knobs(function)}
+    both.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     return both
 
 
 def own_knobs(thing: Callable[..., Any]) -> list[str]:
     """The names of a function's keyword-only parameters."""
-    parameters = inspect.signature(thing).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return [p.name for p in _parameters(thing) if p.kind is p.KEYWORD_ONLY]
 
 
 def _schema(thing: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Keyword-only parameters: {name: (default, annotation)}."""
-    parameters = inspect.signature(thing).parameters.values()
     function = thing.__init__ if inspect.isclass(thing) else thing
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError):  # an annotation that only the type checker can see
         hints = {}
-    return {
-        p.name: (p.default, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY
-    }
+    own = [p for p in _parameters(thing) if p.kind is p.KEYWORD_ONLY]
+    return {p.name: (p.default, hints.get(p.name, Any)) for p in own}
+
+
+def _parameters(thing: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(thing).parameters.values())
 
 
 def _label(thing: Callable[..., Any], where: str) -> str:
@@ -122,14 +122,14 @@ def _place(where: str, key: str) -> str:
     return f"{where}.{key}" + (f", {origin}" if origin else "")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Tuples become lists, as YAML reads them back."""
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
 
 
-def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
+def _fit(value: object, annotation: Any, where: str, key: str) -> object:
     try:
         return _coerce(value, annotation)
     except ValueError:
@@ -138,11 +138,11 @@ def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
         ) from None
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     return "null" if value is None else repr(value)
 
 
-def _coerce(value: Any, annotation: Any) -> Any:
+def _coerce(value: object, annotation: Any) -> object:
     """The value as its annotation wants it; ValueError when it cannot be."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -161,15 +161,16 @@ def _coerce(value: Any, annotation: Any) -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif annotation is int:
-        whole = isinstance(value, float) and value.is_integer()
-        if (isinstance(value, int) and not isinstance(value, bool)) or whole:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
             return int(value)
     elif not isinstance(origin or annotation, type) or isinstance(value, origin or annotation):
         return value
     raise ValueError
 
 
-def _coerce_union(value: Any, members: tuple) -> Any:
+def _coerce_union(value: object, members: tuple) -> object:
     """The member whose type is the value's own, else the first that the value can become."""
     exact = [m for m in members if (typing.get_origin(m) or m) is type(value)]
     for member in (*exact, *members):
@@ -180,7 +181,7 @@ def _coerce_union(value: Any, members: tuple) -> Any:
     raise ValueError
 
 
-def _coerce_list(value: Any, arguments: tuple, fixed: bool) -> list:
+def _coerce_list(value: object, arguments: tuple, fixed: bool) -> list:
     """A list of the arguments' types; `all,ir,ef` and a lone value are lists on a command line."""
     if isinstance(value, str):
         value = [scalar(item.strip()) for item in value.split(",")]

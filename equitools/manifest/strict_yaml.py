@@ -32,6 +32,7 @@ _STRING = "tag:yaml.org,2002:str"
 
 # A document or a section of one: keys to plain values, lists and sections.
 Document = dict[str, Any]
+Scalar = None | bool | int | float | str
 
 
 class Key(str):
@@ -40,7 +41,7 @@ class Key(str):
     origin: str = ""
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str) -> Scalar:
     """The value of a plain (unquoted) scalar: None, bool, int, float or the string itself."""
     if text in _NULL:
         return None
@@ -156,7 +157,7 @@ def _mapping(node: MappingNode, source: str) -> Document:
 class _Writer(yaml.SafeDumper):
     """PyYAML's writer, quoting whatever YAML 1.1 or our reader would not read as a string."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

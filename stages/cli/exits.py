@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -82,12 +82,25 @@ def _end_workers() -> None:
             child.kill()
 
 
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def handling(handler: Handler, *signals: int) -> Iterator[None]:
+    """Let a function hear signals inside the block, and then what heard them before."""
+    if threading.current_thread() is not threading.main_thread():
+        signals = ()  # no other thread may say who hears them
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that temporary files go and the cursor comes back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def terminate(number: int, stack: FrameType | None) -> None:
         raise Terminated
@@ -98,19 +111,13 @@ def _terminable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     os.register_at_fork(after_in_child=forget)
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
+    with handling(terminate, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _insisting() -> Iterator[None]:
     """Raise once more what a signal has raised inside a destructor, where Python drops it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     dropped: list[type[BaseException]] = []
     report = sys.unraisablehook
 
@@ -124,13 +131,13 @@ def _insisting() -> Iterator[None]:
     def insist(number: int, stack: FrameType | None) -> None:
         raise dropped[-1]
 
-    before, sys.unraisablehook = signal.signal(signal.SIGALRM, insist), remember
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        sys.unraisablehook = report
+    sys.unraisablehook = remember
+    with handling(insist, signal.SIGALRM):
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = report
 
 
 def _code(error: Exception) -> int:

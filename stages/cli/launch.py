@@ -19,6 +19,8 @@ from typing import IO
 
 from equitools.core.processes import end_with_parent
 
+from .exits import handling
+
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 GRACE = 30.0  # seconds to end in order once another process has failed
 
@@ -36,12 +38,8 @@ def run(module: str, words: list[str], document: str, processes: int) -> tuple[i
             for process in members:
                 process.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in FORWARDED}
-        try:
+        with handling(forward, *FORWARDED):
             code = _wait(members)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         answer.seek(0)
         return code, answer.read()
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from equitools import manifest
 from equitools.core import processes
@@ -52,7 +51,7 @@ class Program:
     folds: bool = True
     verbs: tuple[str, ...] = ()
     check: Callable[[Document], object] | None = None
-    menus: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    menus: Mapping[str, Callable[[], object]] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,7 +110,7 @@ class Request:
         if processes.rank() == 0:
             self.stdout.write(text if text.endswith("\n") else text + "\n")
 
-    def record(self, document: Document, id: str, **facts: Any) -> Document:
+    def record(self, document: Document, id: str, **facts: object) -> Document:
         """`document` with this stage's record at the end of its history."""
         who, seconds = self.program.name, self.seconds
         return manifest.append_history(document, who, self.argv, seconds, id, **facts)

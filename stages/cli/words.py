@@ -29,11 +29,6 @@ class Words:
     documents: list[Document] = field(default_factory=list)
     dash: bool = False
 
-    @property
-    def manifests(self) -> list[Document]:
-        """The documents that are manifests rather than recipe layers."""
-        return [document for document in self.documents if "kind" in document]
-
 
 def parse(given: Iterable[str], program: Program) -> Words:
     """Read every word; UsageError for an unknown layer, DataError for a file that is not there."""
@@ -106,7 +101,8 @@ def gather(words: Words, program: Program, plan: bool) -> tuple[Document, list[D
 
 def _from_stdin(words: Words, program: Program) -> list[Document]:
     """The documents of stdin, when `-` asks for them or a manifest is read and none was named."""
-    due = bool(program.reads) and not words.manifests and stdio.stdin_is_given()
+    named = any("kind" in document for document in words.documents)
+    due = bool(program.reads) and not named and stdio.stdin_is_given()
     if not (words.dash or due):
         return []
     documents = manifest.load(stdio.read_stdin(), "stdin")
@@ -119,16 +115,12 @@ def _from_stdin(words: Words, program: Program) -> list[Document]:
 def _check_kind(document: Document, program: Program) -> None:
     manifest.check_schema(document)
     if document["kind"] not in program.reads:
-        wanted = " or ".join(program.reads) or "no manifest"
+        wanted, kind = " or ".join(program.reads) or "no manifest", document["kind"]
+        stage = manifest.last_record(document).get("stage")
+        maker = f" (from equi-{stage})" if stage else ""
         raise DataError(
-            f"equi-{program.name} reads {wanted}; this manifest is of kind {document['kind']}"
-            + _maker(document)
+            f"equi-{program.name} reads {wanted}; this manifest is of kind {kind}{maker}"
         )
-
-
-def _maker(document: Document) -> str:
-    history = document.get("history")
-    return f" (from equi-{history[-1].get('stage')})" if history else ""
 
 
 def _afresh(document: Document, program: Program) -> Document:

@@ -82,8 +82,7 @@ def _walked(inputs: tuple[Tensor, ...], *, keep: bool) -> tuple[Tensor, Tensor |
 def _walked_back(given: Tensor, inputs: tuple[Tensor, ...], states: Tensor) -> tuple[Tensor, ...]:
     """The gradients of the seven inputs."""
     x, delta, _, A, B, C, _ = inputs
-    (b, d, h, w), turns = x.shape, _turns(x)
-    blocks = triton.cdiv(d, CHANNELS)
+    (b, d, h, w), turns, blocks = x.shape, _turns(x), triton.cdiv(x.shape[1], CHANNELS)
     parts = x.new_empty(4 // turns, b, h, w, d)
     slopes = delta.new_empty(b, 4, h, w, d)
     weights = A.new_empty(3, b, 4, d)
