@@ -145,7 +145,7 @@ transfer = $(call ask,$1-$2,$(trained),transfer/$1,label=$2 data="$(abspath $(or
 labels   = $(if $(LISTS),list="$(abspath $(LISTS))/$1percent.txt",fraction=$2)
 $(foreach name,$(call given,$(labeled)),$(call transfer,finetune,$(name)))
 $(foreach name,$(call given,$(masked)),$(call transfer,saliency,$(name)))
-$(foreach name,$(call given,DAVIS) $(stand_in),$(call transfer,video,$(name)))
+$(foreach name,$(call given,DAVIS),$(call transfer,video,$(name)))
 $(call ask,semi-1,$(trained),transfer/semi,$(call labels,1,0.01))
 $(call ask,semi-10,$(trained),transfer/semi,$(call labels,10,0.1))
 
