@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# --- Names for people ------------------------------------------------------------------------
-
 
 def described(document: dict[str, Any]) -> dict[str, str]:
     """Method, backbone, epochs and data of a document in the words of a table."""
@@ -34,16 +32,16 @@ def warps(document: dict[str, Any]) -> str:
 
 
 def encoder(document: dict[str, Any]) -> str | None:
-    """Which encoder was asked when it is not the one that the recipe trained: pixels, random…"""
+    """Which encoder was probed when it is not the one that the recipe trained: pixels, random…"""
     stages = ("transfer", "perturb", "probe")
-    asked = [(document.get(stage) or {}).get("encoder") for stage in stages]
-    return next(filter(None, asked), None)
+    named = [(document.get(stage) or {}).get("encoder") for stage in stages]
+    return next(filter(None, named), None)
 
 
 def method(document: dict[str, Any]) -> str:
     """`dino+clever`, `simsiam+ddcl w/o L_PReg`, or the encoder that was probed instead."""
-    if wanted := encoder(document):
-        return {"pixels": "raw pixels", "random": "random encoder"}.get(wanted, wanted)
+    if probed := encoder(document):
+        return {"pixels": "raw pixels", "random": "random encoder"}.get(probed, probed)
     recipe = document.get("recipe") or {}
     words = [(recipe.get("objective") or {}).get("name") or "?"]
     for name, knobs in (recipe.get("equivariance") or {}).items():
@@ -55,11 +53,11 @@ def method(document: dict[str, Any]) -> str:
 def epochs(document: dict[str, Any]) -> str:
     """Passes over the data that the run made, else those that its recipe asks for."""
     runs = [r for r in document.get("history") or [] if r.get("stage") == "pretrain"]
-    asked = (document.get("recipe") or {}).get("epochs")
-    said = runs[-1].get("epochs", asked) if runs else asked
-    if said is None or encoder(document):
+    planned = (document.get("recipe") or {}).get("epochs")
+    passes = runs[-1].get("epochs", planned) if runs else planned
+    if passes is None or encoder(document):
         return ""
-    return f"{round(said, 1):g}" if said >= 1 else f"{said:.2g}"
+    return f"{round(passes, 1):g}" if passes >= 1 else f"{passes:.2g}"
 
 
 def data(document: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from equitools.stages import report
 from PIL import Image
 
 from equitools import manifest
+from equitools.manifest.cells import document_of
 from equitools.report.curves import series
 from equitools.report.formats import figures
 
@@ -52,13 +53,7 @@ def run(tmp_path: Path) -> Path:
     document: dict[str, Any] = {
         "kind": "scores",
         "shard": {"source": "digits"},
-        "recipe": {
-            "backbone": {"name": "resnet_mini"},
-            "objective": {"name": "simsiam"},
-            "equivariance": {"ddcl": {"weight": 1.0, "regularization": 0.0}},
-            "views": {"global": {}, "rotation": 90.0, "elastic": None},
-            "epochs": 10,
-        },
+        "recipe": document_of("simsiam+ddcl-no-preg.resnet-mini.caug")["recipe"] | {"epochs": 10},
         "probe": {"name": "linear", "encoder": None},
         "files": {
             "shards.train": manifest.entry(folder / "train-000000.tar")
@@ -210,12 +205,12 @@ class Pictures:
 
 
 def test_views_show_every_view_with_what_was_done_to_it(tmp_path: Path) -> None:
-    from equitools.report import views as report_views
+    from equitools.report.views import rows as view_rows
 
     recipe: dict[str, Any] = {}
     for folder, name in (("objective", "dino"), ("backbone", "vit-mini"), ("views", "caug")):
         recipe = manifest.fold(recipe, manifest.layer(name, (folder,))["recipe"])
-    rows = report_views.rows(recipe, Pictures(), count=2)
+    rows = view_rows(recipe, Pictures(), count=2)
     assert [name for name, _, _ in rows] == ["first", "second"]
     title, image, text = rows[0][2][0]
     assert title == "global 32 px"
