@@ -6,9 +6,10 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from equitools import manifest, report
 from equitools.core.files import write_atomic
@@ -48,19 +49,30 @@ def _help() -> str:
     """The reports, each with the first line of its docstring and its knobs."""
     lines = [
         "Tables, figures and answers from manifests, read from files, run folders or stdin.\n",
-        "Each document of the stream is a row. What is said goes to stdout and, with -o DIR, into"
-        " a file there (DIR/table.md, DIR/why.md), beside the figures.\n\n\b",
+        "Each document of the stream is a row. What is said goes to stdout and, with -o DIR, into a"
+        " file there (DIR/table.md, DIR/why.md), beside the figures.\n\n\b",
     ]
     for name, line in schema.menu(report):
-        knobs = " ".join(f"{knob}=" for knob in schema.own_knobs(getattr(report, name)))
-        lines += [
-            f"{name:11} {line}",
-            *textwrap.wrap(knobs, 84, initial_indent=" " * 12, subsequent_indent=" " * 12),
-        ]
+        lines.append(f"{name:11} {line}")
+        lines += [" " * 12 + knobs for knobs in textwrap.wrap(_knobs(getattr(report, name)), 86)]
     return "\n".join(lines)
 
 
-VERBS = tuple(name for name, _ in schema.menu(report))
+def _knobs(answer: Callable[..., str | Path]) -> str:
+    """The knobs of a report as words, with their choices or defaults."""
+    hints, parameters = get_type_hints(answer), inspect.signature(answer).parameters
+    words = []
+    for name in schema.own_knobs(answer):
+        default = parameters[name].default
+        if get_origin(hints[name]) is Literal:
+            default = "|".join(get_args(hints[name]))
+        elif isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        words.append(
+            f"{name}={'' if default in (None, inspect.Parameter.empty) else str(default).lower()}"
+        )
+    return " ".join(words)
+
 
 PROGRAM = Program(
     name="report",
@@ -71,7 +83,7 @@ PROGRAM = Program(
     help=_help(),
     required=False,
     folds=False,
-    verbs=VERBS,
+    verbs=tuple(name for name, _ in schema.menu(report)),
     menus={"reports": lambda: report},
 )
 

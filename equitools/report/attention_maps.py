@@ -28,8 +28,8 @@ from equitools.report.formats import figures
 CHANGES = ("original", "rotated", "jittered")
 JITTER = {"jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-COLUMNS = ("method", "picture", "head", "entropy", "60 % mask", "class token", "overlap")
-FOREGROUND = "foreground"  # one more column where masks are known; of `all`, the best heads
+LABELS = ("method", "picture", "head")
+MEASURES = ("entropy", "60 % mask", "class token", "overlap", "foreground")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ class Folder:
         return str(self.paths[i])
 
 
-def open_pictures(document: Document, options: Options) -> ShardIndex | Folder:
+Pictures = ShardIndex | Folder
+Masks = list[np.ndarray]  # h w booleans
+
+
+def open_pictures(document: Document, options: Options) -> Pictures:
     """The split of a document's shards, or a folder that was named instead."""
     if options.folder is None:
         return open_split(document, options.split)
@@ -94,7 +98,7 @@ def open_pictures(document: Document, options: Options) -> ShardIndex | Folder:
 
 
 def measure(
-    documents: Documents, index: ShardIndex | Folder, options: Options, masks: str | None = None
+    documents: Documents, index: Pictures, options: Options, masks: str | None = None
 ) -> tuple[list[str], list[HeadMaps]]:
     """The keys of the pictures, and the maps of every document's encoder.
 
@@ -118,11 +122,7 @@ def measure(
 
 
 def _measure(
-    document: Document,
-    index: ShardIndex | Folder,
-    rows: list[int],
-    options: Options,
-    truths: list[np.ndarray] | None,
+    document: Document, index: Pictures, rows: list[int], options: Options, truths: Masks | None
 ) -> list[HeadMaps]:
     encoder, transform = _encoder(document, options)
     changes: list[HeadMaps] = []
@@ -158,7 +158,7 @@ def _encoder(document: Document, options: Options) -> tuple[Encoder, Transform]:
     return encoder, evaluation_transform(encoder, size=options.size or probe["size"])
 
 
-def _truths(folder: Path, keys: Sequence[str]) -> list[np.ndarray]:
+def _truths(folder: Path, keys: Sequence[str]) -> Masks:
     """The true masks h w of some pictures; DataError for one that is not there."""
     if not folder.is_dir():
         raise DataError(f"masks: no folder {folder}")
@@ -169,7 +169,7 @@ def _truths(folder: Path, keys: Sequence[str]) -> list[np.ndarray]:
     return [saliency_data.read_mask(known[stem]) for stem in stems]
 
 
-def _foreground(truths: list[np.ndarray], transform: Transform, angle: float) -> Tensor:
+def _foreground(truths: Masks, transform: Transform, angle: float) -> Tensor:
     """Masks as the transform shows pictures, turned; b size size booleans."""
     plain = replace(transform, interpolation="bilinear")
     masks = [plain.pixels(np.stack([mask * np.uint8(255)] * 3, axis=-1)) for mask in truths]
@@ -188,12 +188,8 @@ def _changed(pixels: Tensor, keys: list[str], change: str, options: Options) -> 
 
 
 def columns(maps: Sequence[HeadMaps]) -> list[str]:
-    """The names of the columns of `rows`."""
-    return [*COLUMNS, FOREGROUND] if any(map(_has_foreground, maps)) else list(COLUMNS)
-
-
-def _has_foreground(maps: HeadMaps) -> bool:
-    return len(maps.measures) > len(COLUMNS) - 3
+    """The names of the columns of `rows`; the foreground's where masks are known."""
+    return [*LABELS, *MEASURES[: max(len(each.measures) for each in maps)]]
 
 
 def rows(maps: Sequence[HeadMaps]) -> list[list[str | int]]:
@@ -203,7 +199,7 @@ def rows(maps: Sequence[HeadMaps]) -> list[list[str | int]]:
     for each in maps:
         means = torch.stack([values.mean(0) for values in each.measures])
         whole = means.mean(1)
-        if _has_foreground(each):
+        if len(each.measures) == len(MEASURES):
             whole[-1] = each.measures[-1].amax(1).mean()
         heads = [*range(1, means.shape[1] + 1), "all"]
         for head, values in zip(heads, [*means.T.tolist(), whole.tolist()], strict=True):

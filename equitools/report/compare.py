@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from equitools.core.errors import UsageError
 from equitools.report import paper
 from equitools.report.documents import Document, Documents, Where
-from equitools.report.formats.tables import Format, render
+from equitools.report.formats.tables import Format, Table, render
 from equitools.report.scores import Value
 
 
@@ -20,9 +19,9 @@ def compare(
     scale: str = "mini",
     format: Format = "md",
 ) -> str:
-    """The paper's table that came with the stream, ours beside each number; in CSV columns apart.
+    """The paper's table that came with the stream, ours beside each of its numbers.
 
-    The tables are manifests/table/clever-*.yaml and ser-*.yaml.
+    The tables are manifests/table/clever-*.yaml and ser-*.yaml. CSV has paper and ours apart.
     """
     table = layers.get("table")
     if not table or "columns" not in table:
@@ -34,7 +33,7 @@ def compare(
     return f"{table['caption']}\n\n{text}\n{notes(table, scale)}" if format == "md" else text
 
 
-def beside(table: Document, rows: Sequence[paper.Row]) -> tuple[list[str], list[list[Any]]]:
+def beside(table: Document, rows: Sequence[paper.Row]) -> Table:
     """Columns and rows for people: `paper / ours` in every cell."""
     names = [column["name"] for column in table["columns"]]
     lines = [
@@ -51,7 +50,7 @@ def _both(column: Document, printed: float | None, ours: Value | None) -> str | 
     return f"{'—' if printed is None else printed} / {'—' if ours is None else text}"
 
 
-def apart(table: Document, rows: Sequence[paper.Row]) -> tuple[list[str], list[list[Any]]]:
+def apart(table: Document, rows: Sequence[paper.Row]) -> Table:
     """The same for programs: paper, ours and standard deviation in columns of their own."""
     columns = list(table["labels"])
     for column in table["columns"]:

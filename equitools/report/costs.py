@@ -11,13 +11,13 @@ import logging
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 
 from equitools import backbones, manifest
 from equitools.core.errors import EquiError
+from equitools.report.describe import Document
 from equitools.training.learner import build
 from equitools.training.recipe import resolve
 
@@ -46,7 +46,7 @@ def of_layer(layer: str) -> Cost | None:
         return None
 
 
-def trained(recipe: dict[str, Any]) -> int:
+def trained(recipe: Document) -> int:
     """How many numbers a recipe trains, heads too."""
     with torch.device("meta"):
         learner = build(resolve(recipe))

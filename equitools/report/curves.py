@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from equitools.core.errors import DataError
-from equitools.report.documents import Documents, Metrics, Where, home, read_metrics, required
+from equitools.report.documents import Documents, Metrics, Where, home, read_metrics
 from equitools.report.formats.figures import grid, save
 
 # Panels in order, and those whose axis is logarithmic.
-PANELS = ("loss", "losses", "lr", "head log10 Σp²", "mean |z|", "effective rank", "kNN top-1")
+WATCHED = {"h": "head log10 Σp²", "z": "mean |z|", "rank": "effective rank"}
+PANELS = ("loss", "losses", "lr", *WATCHED.values(), "kNN top-1")
 LOGARITHMIC = ("mean |z|",)
 STYLES = ("-", "--", ":", "-.")
 Panels = dict[str, dict[str, list[tuple[float, float]]]]
@@ -23,12 +24,12 @@ def curves(documents: Documents, where: Where, *, metrics: tuple[str, ...] = ())
 
     metrics: files metrics.jsonl of runs that have no manifest, because they are not finished.
     """
-    runs = read_metrics(documents if metrics else required(documents), metrics)
+    runs = read_metrics(documents, metrics)
     folder = home(documents[0], "metrics") if documents else Path(metrics[0]).parent
     return draw(runs, where(folder) / "curves.png")
 
 
-def series(lines: Iterable[dict[str, Any]]) -> Panels:
+def series(lines: Metrics) -> Panels:
     """{panel: {curve: [(epoch, value)]}} of the lines of a metrics.jsonl; empty panels left out."""
     panels: Panels = {name: {} for name in PANELS}
     for line in lines:
@@ -38,7 +39,7 @@ def series(lines: Iterable[dict[str, Any]]) -> Panels:
     return {name: curves for name, curves in panels.items() if curves}
 
 
-def _points(line: dict[str, Any]) -> Iterable[tuple[str, str, Any]]:
+def _points(line: dict[str, Any]) -> Iterable[tuple[str, str, object]]:
     """(panel, curve, value) of everything one line says."""
     for name in ("loss", "lr"):
         if name in line:
@@ -47,12 +48,8 @@ def _points(line: dict[str, Any]) -> Iterable[tuple[str, str, Any]]:
         yield "losses", name, value
     for name, value in (line.get("watch") or {}).items():
         last = name.rpartition("/")[2]
-        if last in ("h_I", "h_V"):
-            yield "head log10 Σp²", last, value
-        elif last in ("z_I", "z_V"):
-            yield "mean |z|", last, value
-        elif last.startswith("rank_"):
-            yield "effective rank", last, value
+        if panel := WATCHED.get(last.partition("_")[0]):
+            yield panel, last, value
     for name, value in (line.get("knn") or {}).items():
         if "top1" in name:
             yield "kNN top-1", name, value

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+Document = dict[str, Any]
 
-def described(document: dict[str, Any]) -> dict[str, str]:
+
+def described(document: Document) -> dict[str, str]:
     """Method, backbone, epochs and data of a document in the words of a table."""
     recipe = document.get("recipe") or {}
     return {
@@ -17,13 +19,13 @@ def described(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def named(document: dict[str, Any]) -> str:
+def named(document: Document) -> str:
     """Method, backbone and augmentation: `dino+clever vit_mini CAug`."""
     words = described(document)
     return " ".join(filter(None, (words["method"], words["backbone"], warps(document))))
 
 
-def warps(document: dict[str, Any]) -> str:
+def warps(document: Document) -> str:
     """BAug, CAug or CAug+, in the paper's words; empty where no recipe says."""
     views = (document.get("recipe") or {}).get("views")
     if not views or encoder(document) is not None:
@@ -31,14 +33,14 @@ def warps(document: dict[str, Any]) -> str:
     return "BAug" if not views.get("rotation") else "CAug+" if views.get("elastic") else "CAug"
 
 
-def encoder(document: dict[str, Any]) -> str | None:
+def encoder(document: Document) -> str | None:
     """Which encoder was probed when it is not the one that the recipe trained: pixels, random…"""
     stages = ("transfer", "perturb", "probe")
     named = [(document.get(stage) or {}).get("encoder") for stage in stages]
     return next(filter(None, named), None)
 
 
-def method(document: dict[str, Any]) -> str:
+def method(document: Document) -> str:
     """`dino+clever`, `simsiam+ddcl w/o L_PReg`, or the encoder that was probed instead."""
     if probed := encoder(document):
         return {"pixels": "raw pixels", "random": "random encoder"}.get(probed, probed)
@@ -50,7 +52,7 @@ def method(document: dict[str, Any]) -> str:
     return "+".join(words)
 
 
-def epochs(document: dict[str, Any]) -> str:
+def epochs(document: Document) -> str:
     """Passes over the data that the run made, else those that its recipe asks for."""
     runs = [r for r in document.get("history") or [] if r.get("stage") == "pretrain"]
     planned = (document.get("recipe") or {}).get("epochs")
@@ -60,7 +62,7 @@ def epochs(document: dict[str, Any]) -> str:
     return f"{round(passes, 1):g}" if passes >= 1 else f"{passes:.2g}"
 
 
-def data(document: dict[str, Any]) -> str:
+def data(document: Document) -> str:
     """The source of the shards, a folder by its last name, with the class list if there is one."""
     shard = document.get("shard") or {}
     words = [Path(str(shard["source"])).name] if shard.get("source") else []

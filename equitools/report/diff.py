@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from equitools.core.errors import UsageError
 from equitools.report.documents import Document, Documents, Where, required
 from equitools.report.formats.tables import render
@@ -19,7 +17,7 @@ def diff(documents: Documents, where: Where) -> str:
     return render(["key", "first", "second"], rows) if rows else "no difference\n"
 
 
-def differences(one: Document, other: Document) -> list[tuple[str, Any, Any]]:
+def differences(one: Document, other: Document) -> list[tuple[str, object, object]]:
     """(key, in one, in the other) wherever two documents differ; ABSENT where a key is not there.
 
     Of the history only the stages, arguments and versions are compared.
@@ -38,7 +36,7 @@ def _comparable(document: Document) -> Document:
     return {key: item for key, item in document.items() if key != "history"} | {"history": stages}
 
 
-def flatten(value: Any, prefix: str = "") -> Document:
+def flatten(value: object, prefix: str = "") -> Document:
     """A document as {dotted key: value}; keys that hold a dot or slash are one step."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}

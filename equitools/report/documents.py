@@ -7,16 +7,15 @@ prints at once). One that makes a file and says no more returns the file's Path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from equitools import manifest
 from equitools.core.errors import DataError, UsageError
-from equitools.report.describe import described
+from equitools.report.describe import Document, described
 from equitools.training.metrics import read_lines
 
-Document = dict[str, Any]
 Documents = Sequence[Document]
 Where = Callable[[Path], Path]  # the folder of -o, or without it the one that is handed over
 Metrics = list[dict[str, Any]]  # the lines of a metrics.jsonl
@@ -47,13 +46,14 @@ def unfinished(folder: Path) -> bool:
     return (folder / "metrics.jsonl").is_file() and not (folder / "manifest.yaml").is_file()
 
 
-def read_metrics(documents: Documents, paths: Iterable[str] = ()) -> dict[str, Metrics]:
+def read_metrics(documents: Documents, paths: Sequence[str] = ()) -> dict[str, Metrics]:
     """{name of the run: its metrics} of every document, then of every file.
 
-    Raises DataError for a document that names no metrics and for a file that is not there.
+    Raises UsageError without any, DataError for a document that names no metrics and for a file
+    that is not there.
     """
     runs: dict[str, Metrics] = {}
-    for document in documents:
+    for document in documents if paths else required(documents):
         entry = (document.get("files") or {}).get("metrics")
         if entry is None:
             raise DataError("a document has no files.metrics; equi-pretrain writes them")

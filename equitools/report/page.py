@@ -36,7 +36,7 @@ def page(
     size: int | None = None,
     device: str = "auto",
 ) -> Path:
-    """One HTML page without a server (page.html): include=table.md,figure.png and the documents.
+    """One HTML page without a server: files (include=table.md,figure.png) and the documents.
 
     The included files are tables that equi-report wrote as .md, and pictures. Then come scores,
     curves, robustness and attention of the documents, as far as they have them; attention is of
@@ -94,12 +94,12 @@ def _apart(documents: Documents, file: str) -> list[Document]:
 
 def _robustness(documents: Documents, part: str, out: Path) -> list[Section]:
     try:
-        panels, columns, rows = perturbed(documents, part)
+        panels, numbers = perturbed(documents, part)
     except DataError:
         return []
     drawn = figures.lines(panels, out / "robustness.png", "top-1")
     picture = html.picture(drawn, "accuracy over what is done to the pictures")
-    return [("Robustness", picture + html.table(columns, rows))]
+    return [("Robustness", picture + html.table(*numbers))]
 
 
 def _attention(documents: Documents, options: Options, heads: str, out: Path) -> list[Section]:
@@ -120,5 +120,5 @@ def _attention(documents: Documents, options: Options, heads: str, out: Path) ->
     if not maps:
         return [("Attention", text)] if refusals else []
     drawn = attention_maps.draw(keys, maps, heads, out / "attention.png")
-    numbers = html.table(attention_maps.COLUMNS, attention_maps.rows(maps))
+    numbers = html.table(attention_maps.columns(maps), attention_maps.rows(maps))
     return [("Attention", html.picture(drawn, "attention over pictures") + numbers + text)]

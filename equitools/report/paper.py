@@ -34,14 +34,14 @@ class Row:
     """A row: its labels; in the order of the columns the paper's numbers and ours, None where there
     is none; the documents that ours come from; and in words what became of it."""
 
-    labels: list[Any]
+    labels: list[object]
     paper: list[float | None]
     ours: list[Value | None]
     documents: Documents
     status: str
 
     @property
-    def marks(self) -> list[Any]:
+    def marks(self) -> list[object]:
         """The labels for people: yes and no are marks."""
         return [("✓" if x else "✗") if isinstance(x, bool) else x for x in self.labels]
 
@@ -169,7 +169,7 @@ def fits(document: Document, entry: Document, scale: str) -> bool:
     return any(all(_says(document, key, wanted) for key, wanted in one.items()) for one in choices)
 
 
-def _says(document: Document, key: str, wanted: Any) -> bool:
+def _says(document: Document, key: str, wanted: object) -> bool:
     value: Any = document
     for word in key.split("."):
         value = value.get(word) if isinstance(value, dict) else None

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError
 from equitools.report.describe import described, named
 from equitools.report.documents import Document, Documents, Where, required
-from equitools.report.formats.tables import Format, render, with_picture
-from equitools.report.scores import Point, Value, summary
+from equitools.report.formats.tables import Format, Table, render, with_picture
+from equitools.report.scores import Curves, Value, summary
 
-Curves = dict[str, list[Point]]  # of each run
 GRID = "changed test pictures"
 CURVES = {"ro": "rotated within ± degrees", "at": "rotated by degrees", "et": "elastic warp, alpha"}
 _COLUMN = re.compile(r"perturb/(\w+)/([^/]+)/(\w+)/top1")
@@ -27,15 +25,15 @@ _STRENGTH = re.compile(r"(ro|at|et)([\d.]+)")
 def robustness(
     documents: Documents, where: Where, *, part: str = "all", format: Format = "md"
 ) -> str:
-    """Accuracy over the columns of the grid, over angle and over strength, drawn and as a table."""
+    """Accuracy over the columns of the grid, angle and strength, drawn and as a table."""
     from equitools.report.formats import figures
 
-    panels, columns, rows = perturbed(required(documents), part)
+    panels, numbers = perturbed(required(documents), part)
     picture = figures.lines(panels, where(Path.cwd()) / "robustness.png", "top-1")
-    return with_picture(render(columns, rows, format), picture, format)
+    return with_picture(render(*numbers, format), picture, format)
 
 
-def perturbed(documents: Documents, part: str) -> tuple[dict[str, Any], list[str], list[list[Any]]]:
+def perturbed(documents: Documents, part: str) -> tuple[dict[str, Curves], Table]:
     """Panels for `figures.lines`, and the same numbers as a table with a column for each run.
 
     Raises DataError without a perturbation score.
@@ -47,17 +45,13 @@ def perturbed(documents: Documents, part: str) -> tuple[dict[str, Any], list[str
             " equi-perturb invariance make them"
         )
     names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
-    rows = []
+    rows: list[list[object]] = []
     for what, runs in panels.items():
         values = {name: dict(curve) for name, curve in runs.items()}
         for x in dict.fromkeys(x for curve in runs.values() for x, _ in curve):
             cells = [values.get(name, {}).get(x) for name in names]
             rows.append([what, x if isinstance(x, str) else f"{x:g}", *cells])
-    drawn = {
-        what: {name: [(x, y.mean, y.sd) for x, y in curve] for name, curve in runs.items()}
-        for what, runs in panels.items()
-    }
-    return drawn, ["pictures", "strength", *names], rows
+    return panels, (["pictures", "strength", *names], rows)
 
 
 def by_column(documents: Documents, part: str = "all") -> dict[str, Curves]:

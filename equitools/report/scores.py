@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from equitools.report.describe import Document
+
 _REPEAT = re.compile(r"(seed|draw|run)\d+")
 
 
@@ -33,9 +35,10 @@ class Value:
 
 
 Point = tuple[Any, Value]  # of a curve: a number or a name, and the score there
+Curves = dict[str, list[Point]]  # of each run
 
 
-def summary(document: dict[str, Any]) -> dict[str, Value]:
+def summary(document: Document) -> dict[str, Value]:
     """The scores of a document, repetitions folded, in the order of first appearance.
 
     A `mean` (and `sd`) that the evaluation wrote itself is taken as it is.

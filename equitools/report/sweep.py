@@ -10,7 +10,7 @@ from equitools.core.errors import DataError
 from equitools.report.describe import method
 from equitools.report.documents import Document, Documents, Where, required
 from equitools.report.formats.tables import Format, render, with_picture
-from equitools.report.scores import Point, Value, pool, summary
+from equitools.report.scores import Curves, Value, pool, summary
 
 
 def sweep(
@@ -28,15 +28,13 @@ def sweep(
     from equitools.report.formats import figures
 
     curves = along(required(documents), keys, score)
-    panels = {}
-    for key, curve in curves.items():
-        panels[key] = {score: [(f"{x:g}", y.mean, y.sd) for x, y in curve]}
+    panels = {key: {score: [(f"{x:g}", y) for x, y in curve]} for key, curve in curves.items()}
     picture = figures.lines(panels, where(Path.cwd()) / "sweep.png", "top-1")
     rows = [[key, f"{x:g}", y] for key, curve in curves.items() for x, y in curve]
     return with_picture(render(["knob", "value", score], rows, format), picture, format)
 
 
-def along(documents: Documents, keys: Sequence[str], score: str) -> dict[str, list[Point]]:
+def along(documents: Documents, keys: Sequence[str], score: str) -> Curves:
     """{knob: [(its value, score)]} of the runs that differ from the first in that knob alone.
 
     keys: knobs of the recipe that are compared, dotted. Runs of the same values are pooled. Raises
@@ -44,7 +42,7 @@ def along(documents: Documents, keys: Sequence[str], score: str) -> dict[str, li
     """
     settings = [tuple(_knob(document, key) for key in keys) for document in documents]
     values = [_score(document, score) for document in documents]
-    curves: dict[str, list[Point]] = {}
+    curves: Curves = {}
     for place, key in enumerate(keys):
         same: dict[float, list[Value]] = {}
         for setting, value in zip(settings, values, strict=True):

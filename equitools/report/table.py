@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 from equitools.report.describe import described
 from equitools.report.documents import Documents, Where, required
-from equitools.report.formats.tables import Format, render
+from equitools.report.formats.tables import Format, Table, render
 from equitools.report.scores import Value, summary
 
 
 def table(
     documents: Documents, where: Where, *, scores: tuple[str, ...] = (), format: Format = "md"
 ) -> str:
-    """The scores of the documents, several side by side or one in full: scores=probe/*/top1,…"""
+    """Scores, several documents side by side or one in full: scores=probe/*/top1,… chooses."""
     return render(*score_table(required(documents), scores), format)
 
 
-def score_table(
-    documents: Documents, patterns: Sequence[str] = ()
-) -> tuple[list[str], list[list[Any]]]:
+def score_table(documents: Documents, patterns: Sequence[str] = ()) -> Table:
     """Columns and rows of the scores of a stream of documents.
 
     One document: a row for each evaluation and part, a column for each metric. Several: a row for
@@ -55,7 +52,7 @@ def _choose(names: list[str], patterns: Sequence[str], several: bool) -> list[st
     return first if several and first else later
 
 
-def _by_part(scores: dict[str, Value], chosen: list[str]) -> tuple[list[str], list[list[Any]]]:
+def _by_part(scores: dict[str, Value], chosen: list[str]) -> Table:
     pairs = [name.rpartition("/")[::2] for name in chosen]
     metrics = list(dict.fromkeys(metric for _, metric in pairs))
     parts = list(dict.fromkeys(part for part, _ in pairs))

@@ -7,14 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from equitools.core.errors import DataError
-from equitools.report.documents import (
-    Document,
-    Documents,
-    Where,
-    read_metrics,
-    required,
-    table_layer,
-)
+from equitools.report.documents import Document, Documents, Where, read_metrics, table_layer
 from equitools.report.formats.tables import Format, render
 
 HEADS = ("h_V", "h_I", "z_V", "z_I")
@@ -34,8 +27,8 @@ def table1(
     metrics: files metrics.jsonl of runs that have no manifest, because they are not finished.
     """
     paper = table_layer(layers, "table1")
-    rows: list[list[Any]] = []
-    for name, lines in read_metrics(documents if metrics else required(documents), metrics).items():
+    rows: list[list[object]] = []
+    for name, lines in read_metrics(documents, metrics).items():
         run = magnitudes(lines)
         if not run:
             raise DataError(f"{name}: no watch step in its metrics; recipe.watch_every sets them")

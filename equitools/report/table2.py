@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError
 from equitools.core.files import write_atomic
@@ -59,7 +58,7 @@ def _check_score(document: Document) -> None:
         )
 
 
-def record(row: paper.Row) -> dict[str, Any]:
+def record(row: paper.Row) -> dict[str, object]:
     """A row for programs: millions, 10⁹ multiply-adds, percent; None is unknown."""
     line = dict(zip(("method", "epochs", "rotation", "backbone"), row.labels, strict=True))
     for key, printed, ours in zip(("params", "gflops"), row.paper, row.ours, strict=False):
@@ -73,7 +72,7 @@ def record(row: paper.Row) -> dict[str, Any]:
     return line | {"ours_runs": len(row.documents) or None, "status": row.status}
 
 
-def printed(row: paper.Row) -> list[Any]:
+def printed(row: paper.Row) -> list[object]:
     """A row for people."""
     params, gflops, top1, top5 = row.ours
     costs = _cost(row.paper[0], params, "M", 1), _cost(row.paper[1], gflops, "G", 2)

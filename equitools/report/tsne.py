@@ -19,7 +19,7 @@ def tsne(
     seed: int = 0,
     format: Format = "md",
 ) -> str:
-    """Classes in the features that equi-probe embed wrote, measured there and drawn with t-SNE.
+    """Classes in the features that equi-probe embed wrote, measured there and drawn.
 
     split: train or val. classes: so many at random; limit: points in all; seed: of both and of
     t-SNE. perplexity, components: of t-SNE and of the principal components before it.

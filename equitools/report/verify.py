@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from equitools import manifest
 from equitools.core.errors import DataError
@@ -11,7 +10,7 @@ from equitools.report.documents import Document, Documents, Where, required
 from equitools.report.formats.tables import render
 
 
-def verify(documents: Documents, where: Where, say: Callable[[str], Any]) -> str:
+def verify(documents: Documents, where: Where, say: Callable[[str], object]) -> str:
     """Digests of all files that the documents name; an error when one is missing or changed."""
     rows, problems = verified(required(documents))
     text = render(["file", "path", "digest"], rows)

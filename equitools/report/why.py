@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 from equitools.report.documents import Document, Documents, Where, required
@@ -87,6 +86,6 @@ def walk(history: list[Document], start: str) -> Iterator[tuple[int, Document]]:
         waiting += [(depth + 1, parent) for parent in reversed(known[id].get("from") or [])]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 160 else text[:157] + "…"

@@ -12,7 +12,7 @@ from equitools.backbones import checkpoint
 from equitools.core.errors import DataError, UsageError
 from equitools.features import attention
 from equitools.report import attention_maps
-from equitools.report.attention_maps import COLUMNS, Folder, Options, measure, open_pictures
+from equitools.report.attention_maps import Folder, Options, measure, open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_several_checkpoints_and_changes_are_looked_at_and_drawn(vit, tmp_path):
     assert torch.equal(found[0].maps, found[3].maps)
     lines = attention_maps.rows(found)
     assert len(lines) == 6 * (vit.num_heads + 1)
-    assert len(lines[0]) == len(COLUMNS)
+    assert len(lines[0]) == len(attention_maps.columns(found)) == 7
     (tmp_path / "gt").mkdir()
     for name in ("a", "b"):
         half = np.zeros((40, 36), np.uint8)

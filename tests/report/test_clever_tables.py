@@ -64,8 +64,11 @@ def test_every_cell_is_a_recipe_whose_knobs_do_something(cell: str) -> None:
         assert stated["probe"] == {"encoder": "random"}
         return
     whole = recipe.resolve(stated["recipe"])
-    plain = recipe.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"]) \
-        if "@" in cell else {}  # fmt: skip
+    plain = (
+        recipe.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"])
+        if "@" in cell
+        else {}
+    )
     assert ("clever" in whole["equivariance"]) == ("clever" in cell)
     assert bool(whole["views"].get("rotation")) == ("caug" in cell)
     assert bool(whole["views"].get("elastic")) == ("caug+" in cell)
@@ -127,15 +130,18 @@ def test_a_column_reads_the_documents_that_it_is_about() -> None:
 
 def test_parts_of_a_representation_have_rows_of_their_own_with_the_dead_part_s_control() -> None:
     table, cell = TABLES["clever-table7"], "dino+clever.vit-mini.caug"
-    grid = {f"perturb/grid/orig/{part}/draw0/top1": v
-            for part, v in (("all", 70.0), ("ir", 69.0), ("ef", 5.0))}  # fmt: skip
+    grid = {
+        f"perturb/grid/orig/{part}/draw0/top1": v
+        for part, v in (("all", 70.0), ("ir", 69.0), ("ef", 5.0))
+    }
     dead = {"perturb/sensitivity/ef/seed0/top1": 25.0, "perturb/sensitivity/ef/deviation": 0.0}
     told = {"perturb": {"tests": {"sensitivity": {"slicing": "official"}}}}
     blocks = {"perturb/grid/orig/ef/draw0/top1": 30.0}
     documents = [
-        result(cell, grid, probe={"split": "official"}), result(cell, dead, **told),
+        result(cell, grid, probe={"split": "official"}),
+        result(cell, dead, **told),
         result(cell, blocks, probe={"split": "per_block"}),
-    ]  # fmt: skip
+    ]
     rows = paper.rows(table, documents, "mini")
     ours = {tuple(row.labels): row.ours for row in rows}
     assert ours["CLeVER", "Total"][0] == Value(70.0, None, 1)

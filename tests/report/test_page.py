@@ -21,11 +21,22 @@ EVIL = '<script>alert("x")</script>'
 def scored(method="dino", **more):
     """A document with perturbation scores of one run."""
     scores = {"perturb/grid/orig/all/mean/top1": 60.0, "perturb/grid/cj/all/mean/top1": 50.0}
-    scores |= {f"perturb/invariance/{c}/all/draw{i}/top1": v + i
-               for c, v in (("orig", 60.0), ("ro180", 30.0), ("ro90", 40.0), ("at90", 20.0),
-                            ("et50", 55.0)) for i in (0, 2)}  # fmt: skip
-    recipe = {"objective": {"name": method}, "backbone": {"name": "vit_mini", "split": 0.8},
-              "views": {"rotation": 90}}  # fmt: skip
+    scores |= {
+        f"perturb/invariance/{c}/all/draw{i}/top1": v + i
+        for c, v in (
+            ("orig", 60.0),
+            ("ro180", 30.0),
+            ("ro90", 40.0),
+            ("at90", 20.0),
+            ("et50", 55.0),
+        )
+        for i in (0, 2)
+    }
+    recipe = {
+        "objective": {"name": method},
+        "backbone": {"name": "vit_mini", "split": 0.8},
+        "views": {"rotation": 90},
+    }
     return {"kind": "scores", "recipe": recipe, "scores": scores} | more
 
 
@@ -68,9 +79,16 @@ def test_a_real_browser_shows_the_page(tmp_path):
     (tmp_path / "page.html").write_text(
         html.page("A page", [html.file(tmp_path / "red.png"), ("T", html.table(["n"], [[1]]))])
     )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,400",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}",
-               f"file://{tmp_path / 'page.html'}"]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=400,400",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={tmp_path / 'shot.png'}",
+        f"file://{tmp_path / 'page.html'}",
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with Image.open(tmp_path / "shot.png") as shot:
         colors = {color for _, color in shot.convert("RGB").getcolors(1 << 20)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -17,7 +18,9 @@ from equitools.stages import report
 from PIL import Image
 
 from equitools import manifest
+from equitools import report as reports
 from equitools.manifest.cells import document_of
+from equitools.manifest.schema import menu, own_knobs
 from equitools.report.curves import series
 from equitools.report.formats import figures
 
@@ -42,13 +45,22 @@ def run(tmp_path: Path) -> Path:
     (folder / "train-000000.tar").write_bytes(b"pictures")
     lines = [
         {
-            "step": s, "samples": 64 * s, "epoch": s / 10, "loss": 5 / s, "lr": 1e-3,
+            "step": s,
+            "samples": 64 * s,
+            "epoch": s / 10,
+            "loss": 5 / s,
+            "lr": 1e-3,
             "losses": {"simsiam": 4 / s, "ddcl/orth": 1 / s},
-            "watch": {"ddcl/h_V": 3 - s / 10, "simsiam/h_I": 2.0, "ddcl/z_V": 10 ** (-s / 20),
-                      "simsiam/z_I": 0.1, "rank_I": 9.0},
+            "watch": {
+                "ddcl/h_V": 3 - s / 10,
+                "simsiam/h_I": 2.0,
+                "ddcl/z_V": 10 ** (-s / 20),
+                "simsiam/z_I": 0.1,
+                "rank_I": 9.0,
+            },
         }
         for s in range(10, 110, 10)
-    ]  # fmt: skip
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     document: dict[str, Any] = {
         "kind": "scores",
@@ -241,4 +253,16 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert all(verb in done.stdout for verb in report.VERBS)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for verb, line in menu(reports):
+        assert any(text.split(maxsplit=1) == [verb, line] for text in lines)
+        assert all(f"{knob}=" in done.stdout for knob in own_knobs(getattr(reports, verb)))
+
+
+def test_a_report_is_the_function_of_its_file_and_takes_documents_and_where() -> None:
+    for verb, _ in menu(reports):
+        answer = getattr(reports, verb)
+        assert answer.__module__ == f"equitools.report.{verb}"
+        assert list(inspect.signature(answer).parameters)[:2] == ["documents", "where"]
+    assert report.PROGRAM.verbs == tuple(verb for verb, _ in menu(reports))

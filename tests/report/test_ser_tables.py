@@ -55,8 +55,9 @@ def scores(name: str, scale: str) -> list[str]:
 def found(name: str, scale: str, documents: list[dict[str, Any]]) -> list[paper.Row]:
     """The rows without the counts of parameters, which take seconds."""
     table = TABLES[name]
-    columns = [{**c, "score": None} if c.get("score") == "parameters" else c
-               for c in table["columns"]]  # fmt: skip
+    columns = [
+        {**c, "score": None} if c.get("score") == "parameters" else c for c in table["columns"]
+    ]
     return paper.rows({**table, "columns": columns}, documents, scale)
 
 
@@ -67,8 +68,10 @@ def test_the_paper_s_numbers_stand_under_their_columns() -> None:
             assert "missing" in row or set(row["cells"]) <= set(SCALES)
     numbers = {
         (name, row.get("view"), row.get("task"), row["method"]): row["paper"]
-        for name in NAMES[:5] for row in TABLES[name]["rows"] if "paper" in row
-    }  # fmt: skip
+        for name in NAMES[:5]
+        for row in TABLES[name]["rows"]
+        if "paper" in row
+    }
     assert numbers["ser-table1", "2", None, "+ SER"][:3] == [43.4, 69.21, 88.80]
     assert numbers["ser-table2", None, None, "Barlow Twins + SER"][-2:] == [13.90, 23.99]
     assert numbers["ser-table3", "2+4", None, "+ SER"] == [70.99, 89.72, 65.32, 75.02, 92.12]
@@ -101,8 +104,10 @@ def test_the_paper_s_recipes_are_those_of_section_4_1() -> None:
             whole = training_recipe.resolve(document_of(cell)["recipe"])
             optimizer = whole["optimizer"]
             assert (optimizer["name"], optimizer["lr"], optimizer["weight_decay"]) == (
-                "adamw", lr, decay,
-            )  # fmt: skip
+                "adamw",
+                lr,
+                decay,
+            )
             assert (whole["epochs"], whole["batch_size"]) == (100, 2048)
             assert whole["schedule"]["warmup_epochs"] == "10%"
             slow = {"mocov3": {"momentum": 0.99}, "dino": {"momentum_teacher": 0.982}}
@@ -155,9 +160,12 @@ def test_what_is_not_here_says_so() -> None:
     rows = found("ser-table1", "mini", [])
     said = {row.status for row in rows}
     assert said == {
-        "no result at scale mini yet", "AugSelf is not built yet", "STL is not built yet",
-        "EquiMod is not built yet", "E-SSL is not built yet",
-    }  # fmt: skip
+        "no result at scale mini yet",
+        "AugSelf is not built yet",
+        "STL is not built yet",
+        "EquiMod is not built yet",
+        "E-SSL is not built yet",
+    }
     text = notes(table, "mini")
     assert "ImageNet-Sketch, ImageNet-V2, ImageNet-R, 3DIEBench" in text
     with pytest.raises(UsageError, match="it is one of mini, paper"):

@@ -22,8 +22,13 @@ from equitools.report.table2 import printed, record, table2
 from equitools.report.why import having, lineage
 
 TABLE = manifest.layer("table2", ("table",))["table"]
-ENDS = {"resnet18": (11.177, 1.826), "resnet50": (23.508, 4.143), "vit-tiny": (5.524, 1.258),
-        "vit-small": (21.666, 4.608), "vmamba-tiny": (29.480, 4.842)}  # fmt: skip
+ENDS = {
+    "resnet18": (11.177, 1.826),
+    "resnet50": (23.508, 4.143),
+    "vit-tiny": (5.524, 1.258),
+    "vit-small": (21.666, 4.608),
+    "vmamba-tiny": (29.480, 4.842),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +63,10 @@ def test_markdown_csv_and_latex_hold_the_same_cells() -> None:
     assert markdown[0] == "| a\\|b | n   |"
     assert len({len(line) for line in markdown}) == 1, "aligned"
     assert list(csv.reader(io.StringIO(tables.render(columns, rows, "csv")))) == [
-        ["a|b", "n"], ["x_1", "3"], ["y, z", ""],
-    ]  # fmt: skip
+        ["a|b", "n"],
+        ["x_1", "3"],
+        ["y, z", ""],
+    ]
     assert r"x\_1 & 3 \\" in tables.render(columns, rows, "latex")
     with pytest.raises(UsageError, match="md, csv, latex"):
         tables.render(columns, rows, "html")
@@ -107,19 +114,23 @@ def test_table2_has_the_paper_s_rows_and_its_numbers() -> None:
     assert by_name["DINO", 200, "ViT-Tiny"] == 66.2
     assert by_name["DDCL w/ L_PReg", 500, "ResNet50"] == 80.7
     assert {row["status"] for row in printed} == {
-        "no result at scale paper yet", "quoted by the paper; no result at scale paper yet",
-        "quoted by the paper; MoCo v1 is not built yet", "quoted by the paper; not run",
-    }  # fmt: skip
+        "no result at scale paper yet",
+        "quoted by the paper; no result at scale paper yet",
+        "quoted by the paper; MoCo v1 is not built yet",
+        "quoted by the paper; not run",
+    }
 
 
 def test_what_is_counted_equals_the_paper_s_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [printed(row) for row in paper.rows(TABLE, [], "mini")]
     shown = {(row[3], row[4], row[5]) for row in rows if row[4]}
     assert shown == {
-        ("ResNet18", "11.2M", "1.83G"), ("ResNet50", "23.5M", "4.14G"),
-        ("ViT-Tiny", "5.5M", "1.26G"), ("ViT-Small", "21.7M", "4.61G"),
+        ("ResNet18", "11.2M", "1.83G"),
+        ("ResNet50", "23.5M", "4.14G"),
+        ("ViT-Tiny", "5.5M", "1.26G"),
+        ("ViT-Small", "21.7M", "4.61G"),
         ("VMamba-Tiny", "29.5M", "4.84G"),
-    }  # fmt: skip
+    }
     monkeypatch.setattr(costs, "of_layer", lambda layer: costs.Cost(9_000_000, 9e9))
     assert printed(paper.rows(TABLE, [], "mini")[0])[4] == "9.0M (paper 23.5M)"
 
@@ -162,10 +173,18 @@ def test_a_document_without_the_table_s_score_is_refused() -> None:
 
 def test_table1_is_log10_of_heads_and_representations() -> None:
     lines = [{"step": 1, "epoch": 0.5, "loss": 1.0}] + [
-        {"step": s, "epoch": float(s), "watch": {
-            "ddcl/h_V": 3.0 - s, "simsiam/h_I": 2.0, "ddcl/z_V": 10.0**-s, "simsiam/z_I": 0.1}}
+        {
+            "step": s,
+            "epoch": float(s),
+            "watch": {
+                "ddcl/h_V": 3.0 - s,
+                "simsiam/h_I": 2.0,
+                "ddcl/z_V": 10.0**-s,
+                "simsiam/z_I": 0.1,
+            },
+        }
         for s in range(1, 11)
-    ]  # fmt: skip
+    ]
     rows = magnitudes(lines)
     assert rows[0]["z_V"] == pytest.approx(-1.0)
     usual = at_epochs(rows, usual_epochs(rows))
@@ -198,6 +217,7 @@ def test_a_difference_names_the_key() -> None:
     one, other = result("dino.vit-mini.caug", 60.0), result("dino.vit-mini.caug", 61.0, epochs=5)
     found = {key: (a, b) for key, a, b in differences(one, other)}
     assert found == {
-        "recipe.epochs": (20, 5), "scores.probe/linear/all/mean/top1": (60.0, 61.0),
-    }  # fmt: skip
+        "recipe.epochs": (20, 5),
+        "scores.probe/linear/all/mean/top1": (60.0, 61.0),
+    }
     assert differences(one, one) == []

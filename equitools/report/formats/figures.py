@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from equitools.core.errors import EquiError
+from equitools.report.scores import Curves
 
 Figure = Any  # matplotlib's, which need not be installed
 Axes = Any
@@ -61,15 +62,13 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def lines(
-    panels: dict[str, dict[str, list[tuple[Any, float, float | None]]]], path: Path, measure: str
-) -> Path:
-    """Draw {panel: {run: [(x, mean, sd or None)]}} side by side, over numbers or over names."""
+def lines(panels: dict[str, Curves], path: Path, measure: str) -> Path:
+    """Draw panels of curves side by side, over numbers or over names."""
     figure, axes = grid(len(panels), columns=2, size=(5.6, 3.6))
     for axis, (title, runs) in zip(axes, panels.items(), strict=True):
         for name, points in runs.items():
-            x, mean, sd = zip(*points, strict=True)
-            spread = [value or 0.0 for value in sd]
+            x, values = zip(*points, strict=True)
+            mean, spread = [v.mean for v in values], [v.sd or 0.0 for v in values]
             axis.errorbar(x, mean, spread, marker="o", markersize=3, linewidth=1.2, label=name)
         axis.set(title=title, ylabel=measure)
         axis.grid(alpha=0.3)

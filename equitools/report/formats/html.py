@@ -9,7 +9,6 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 
@@ -48,7 +47,7 @@ def page(title: str, sections: Iterable[Section]) -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; None is an empty cell."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     lines = [

@@ -6,16 +6,17 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from equitools.core.errors import UsageError
 
 Format = Literal["md", "csv", "latex"]
 FORMATS = get_args(Format)
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # columns and rows
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--"} | {c: rf"\{c}" for c in "&%$#_{}"}
 
 
-def render(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str = "md") -> str:
+def render(columns: Sequence[str], rows: Iterable[Sequence[object]], format: str = "md") -> str:
     """The table as text that ends with a newline; None is an empty cell.
 
     Raises UsageError for a format that is not md, csv or latex.
