@@ -13,6 +13,7 @@ from equitools import manifest
 from equitools.core.errors import DataError, UsageError
 from equitools.manifest.cells import document_of
 from equitools.report import costs, paper
+from equitools.report.compare import beside
 from equitools.report.diff import differences
 from equitools.report.formats import tables
 from equitools.report.scores import Value, summary
@@ -144,6 +145,24 @@ def test_every_cell_finds_its_row_and_no_other(scale: str) -> None:
         float(i + 1) for i in range(len(cells))
     ]
     assert not [row for row in rows if "not a row" in row["status"]]
+
+
+def test_table2_is_a_table_like_the_others() -> None:
+    rows = paper.rows(TABLE, [result("simsiam.resnet-mini.caug", 50.0)], "mini")
+    columns, lines = beside(TABLE, rows)
+    line = dict(zip(columns, next(line for line in lines if line[-2]), strict=True))
+    assert (line["Method"], line["Rotation"], line["Epochs"]) == ("SimSiam", "✓", 500)
+    assert (line["#Params"], line["Top-1"]) == ("23.5 / 23.51", "79.7 / 50.0")
+
+
+def test_where_rows_differ_in_epochs_a_run_belongs_to_the_row_of_its_length() -> None:
+    runs = [result("dino.vit-small.caug", float(e), epochs=e) for e in (200, 500, 300)]
+    rows = [row for row in filled(runs, "paper") if row["ours_top1"]]
+    assert [(row["epochs"], row["ours_top1"]) for row in rows] == [
+        (200, 200.0),
+        (500, 500.0),
+        (None, 300.0),
+    ]
 
 
 def test_a_run_with_other_knobs_is_not_a_row_of_the_paper() -> None:
