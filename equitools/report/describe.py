@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# --- Names for people ------------------------------------------------------------------------
+Document = dict[str, Any]
 
 
-def described(document: dict[str, Any]) -> dict[str, str]:
+def described(document: Document) -> dict[str, str]:
     """Method, backbone, epochs and data of a document in the words of a table."""
     recipe = document.get("recipe") or {}
     return {
@@ -19,13 +19,13 @@ def described(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def named(document: dict[str, Any]) -> str:
+def named(document: Document) -> str:
     """Method, backbone and augmentation: `dino+clever vit_mini CAug`."""
     words = described(document)
     return " ".join(filter(None, (words["method"], words["backbone"], warps(document))))
 
 
-def warps(document: dict[str, Any]) -> str:
+def warps(document: Document) -> str:
     """BAug, CAug or CAug+, in the paper's words; empty where no recipe says."""
     views = (document.get("recipe") or {}).get("views")
     if not views or encoder(document) is not None:
@@ -33,17 +33,17 @@ def warps(document: dict[str, Any]) -> str:
     return "BAug" if not views.get("rotation") else "CAug+" if views.get("elastic") else "CAug"
 
 
-def encoder(document: dict[str, Any]) -> str | None:
-    """Which encoder was asked when it is not the one that the recipe trained: pixels, random…"""
+def encoder(document: Document) -> str | None:
+    """Which encoder was probed when it is not the one that the recipe trained: pixels, random…"""
     stages = ("transfer", "perturb", "probe")
-    asked = [(document.get(stage) or {}).get("encoder") for stage in stages]
-    return next(filter(None, asked), None)
+    named = [(document.get(stage) or {}).get("encoder") for stage in stages]
+    return next(filter(None, named), None)
 
 
-def method(document: dict[str, Any]) -> str:
+def method(document: Document) -> str:
     """`dino+clever`, `simsiam+ddcl w/o L_PReg`, or the encoder that was probed instead."""
-    if wanted := encoder(document):
-        return {"pixels": "raw pixels", "random": "random encoder"}.get(wanted, wanted)
+    if probed := encoder(document):
+        return {"pixels": "raw pixels", "random": "random encoder"}.get(probed, probed)
     recipe = document.get("recipe") or {}
     words = [(recipe.get("objective") or {}).get("name") or "?"]
     for name, knobs in (recipe.get("equivariance") or {}).items():
@@ -52,17 +52,17 @@ def method(document: dict[str, Any]) -> str:
     return "+".join(words)
 
 
-def epochs(document: dict[str, Any]) -> str:
+def epochs(document: Document) -> str:
     """Passes over the data that the run made, else those that its recipe asks for."""
     runs = [r for r in document.get("history") or [] if r.get("stage") == "pretrain"]
-    asked = (document.get("recipe") or {}).get("epochs")
-    said = runs[-1].get("epochs", asked) if runs else asked
-    if said is None or encoder(document):
+    planned = (document.get("recipe") or {}).get("epochs")
+    passes = runs[-1].get("epochs", planned) if runs else planned
+    if passes is None or encoder(document):
         return ""
-    return f"{round(said, 1):g}" if said >= 1 else f"{said:.2g}"
+    return f"{round(passes, 1):g}" if passes >= 1 else f"{passes:.2g}"
 
 
-def data(document: dict[str, Any]) -> str:
+def data(document: Document) -> str:
     """The source of the shards, a folder by its last name, with the class list if there is one."""
     shard = document.get("shard") or {}
     words = [Path(str(shard["source"])).name] if shard.get("source") else []

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from equitools.core import files
 from equitools.core.errors import DataError, UsageError
+from equitools.core.files import write_atomic
+from equitools.report.curves import draw
 from equitools.report.describe import encoder, method
-from equitools.report.documents import Documents, Where
+from equitools.report.documents import Document, Documents, Where, read_metrics
+from equitools.report.formats import figures, html
+from equitools.report.formats.html import Section
 from equitools.report.robustness import perturbed
-from equitools.report.scores import score_table
+from equitools.report.table import score_table
+
+if TYPE_CHECKING:
+    from equitools.report.attention_maps import Options
 
 
 def page(
@@ -19,8 +25,8 @@ def page(
     where: Where,
     *,
     title: str = "equitools",
-    include: list[str] = [],  # noqa: B006
-    scores: list[str] = [],  # noqa: B006
+    include: tuple[str, ...] = (),
+    scores: tuple[str, ...] = (),
     part: str = "all",
     images: int = 2,
     first: int = 0,
@@ -29,101 +35,90 @@ def page(
     heads: Literal["each", "mean"] = "each",
     size: int | None = None,
     device: str = "auto",
-) -> str:
-    """Write page.html, one file that a browser shows without a server: the included files (tables
-    that equi-report wrote as .md, pictures), then scores, curves, robustness and attention of the
-    documents, as far as they have them. Attention is of the documents' own encoders.
+) -> Path:
+    """One HTML page without a server: files (include=table.md,figure.png) and the documents.
 
-    scores: patterns of what the table shows. part: of the robustness plot. images (0: none) and
-    the rest: of the attention, as there.
+    The included files are tables that equi-report wrote as .md, and pictures. Then come scores,
+    curves, robustness and attention of the documents, as far as they have them; attention is of
+    their own encoders. scores: patterns of what the table shows. part: of the robustness plot.
+    images (0: none) and the rest: of the attention, as there.
     """
-    from equitools.report.formats import html
-
     if not documents and not include:
         raise UsageError("a page needs documents on stdin, or files: include=table.md,figure.png")
     sections = [html.file(Path(path)) for path in include]
-    folder_out = where(Path.cwd())
-    if any(document.get("scores") for document in documents):
-        sections.append(("Scores", _scores(documents, scores)))
-    sections += _curves(documents, folder_out)
-    sections += _robust(documents, part, folder_out)
+    out = where(Path.cwd())
+    sections += _scores(documents, scores)
+    sections += _curves(documents, out)
+    sections += _robustness(documents, part, out)
     if images:
-        asked = {"images": images, "first": first, "size": size, "device": device}
-        sections += _attention(documents, split, folder, heads, folder_out, asked)
+        from equitools.report.attention_maps import Options
+
+        options = Options(images, first, split, folder, size=size, device=device)
+        sections += _attention(documents, options, heads, out)
     if not sections:
         raise DataError("the documents have no scores, metrics or encoder that a page could show")
-    files.write_atomic(folder_out / "page.html", html.page(title, sections))
-    return f"{folder_out / 'page.html'}\n"
+    write_atomic(out / "page.html", html.page(title, sections))
+    return out / "page.html"
 
 
 # --- Parts of the page -----------------------------------------------------------------------
 
 
-def _scores(documents: Documents, patterns: Sequence[str]) -> str:
+def _scores(documents: Documents, patterns: Sequence[str]) -> list[Section]:
     """The scores of one document in full, of several with a column for each."""
-    from equitools.report.formats import html
-
-    columns, rows = score_table(documents, patterns)
-    if len(documents) == 1:
-        return html.table(columns, rows)
-    turned = list(zip(columns, *rows, strict=True))
-    return html.table(["", *(str(i + 1) for i in range(len(rows)))], turned)
-
-
-def _curves(documents: Documents, out: Path) -> list[tuple[str, str]]:
-    from equitools.report.curves import curves, metrics
-    from equitools.report.formats import html
-
-    trained: dict[str, dict[str, Any]] = {}
-    for document in documents:
-        if entry := (document.get("files") or {}).get("metrics"):
-            trained.setdefault(str(entry.get("digest") or entry["path"]), document)
-    if not trained:
+    if not any(document.get("scores") for document in documents):
         return []
-    drawn = curves(metrics(list(trained.values())), out / "curves.png")
-    return [("Curves", html.picture(drawn, "losses, rates and the collapse watch over epochs"))]
+    columns, rows = score_table(documents, patterns)
+    if len(documents) > 1:
+        turned = [list(line) for line in zip(columns, *rows, strict=True)]
+        columns, rows = ["", *(str(i + 1) for i in range(len(rows)))], turned
+    return [("Scores", html.table(columns, rows))]
 
 
-def _robust(documents: Documents, part: str, out: Path) -> list[tuple[str, str]]:
-    from equitools.report.formats import figures, html
+def _curves(documents: Documents, out: Path) -> list[Section]:
+    runs = _apart(documents, "metrics")
+    if not runs:
+        return []
+    picture = draw(read_metrics(runs), out / "curves.png")
+    return [("Curves", html.picture(picture, "losses, rates and the collapse watch over epochs"))]
 
+
+def _apart(documents: Documents, file: str) -> list[Document]:
+    """The documents that name a file, one for each content of it."""
+    apart: dict[str, Document] = {}
+    for document in documents:
+        if entry := (document.get("files") or {}).get(file):
+            apart.setdefault(str(entry.get("digest") or entry["path"]), document)
+    return list(apart.values())
+
+
+def _robustness(documents: Documents, part: str, out: Path) -> list[Section]:
     try:
-        panels, columns, rows = perturbed(documents, part)
+        panels, numbers = perturbed(documents, part)
     except DataError:
         return []
     drawn = figures.lines(panels, out / "robustness.png", "top-1")
-    shown = html.picture(drawn, "accuracy over what is done to the pictures")
-    return [("Robustness", shown + html.table(columns, rows))]
+    picture = html.picture(drawn, "accuracy over what is done to the pictures")
+    return [("Robustness", picture + html.table(*numbers))]
 
 
-def _attention(
-    documents: Documents, split: str, folder: str | None, heads: str, out: Path,
-    asked: dict[str, Any],
-) -> list[tuple[str, str]]:  # fmt: skip
+def _attention(documents: Documents, options: Options, heads: str, out: Path) -> list[Section]:
     """Pictures and numbers of the encoders that have attention; what the others are instead."""
     from equitools.report import attention_maps
-    from equitools.report.formats import html
 
-    apart: dict[Any, dict[str, Any]] = {}
-    for document in documents:
-        entry = (document.get("files") or {}).get("encoder")
-        if entry and encoder(document) is None:
-            apart.setdefault(entry.get("digest") or entry["path"], document)
-    found: list[attention_maps.Seen] = []
     keys: list[str] = []
-    notes: list[str] = []
-    for document in apart.values():
+    maps: list[attention_maps.HeadMaps] = []
+    refusals: list[str] = []
+    for document in _apart([d for d in documents if encoder(d) is None], "encoder"):
         try:
-            index = attention_maps.pictures_of(document, split, folder)
-            keys, seen = attention_maps.look(
-                [document], index, changes=attention_maps.CHANGES, angle=90.0, seed=0, **asked
-            )
-            found += seen
+            index = attention_maps.open_pictures(document, options)
+            keys, own = attention_maps.measure([document], index, options)
+            maps += own
         except (DataError, UsageError) as error:
-            notes.append(f"- {method(document)}: {error}")
-    said = html.markdown("\n".join(dict.fromkeys(notes)))
-    if not found:
-        return [("Attention", said)] if notes else []
-    drawn = attention_maps.draw(keys, found, heads, out / "attention.png")
-    numbers = html.table(attention_maps.COLUMNS, attention_maps.rows(found))
-    return [("Attention", html.picture(drawn, "attention over pictures") + numbers + said)]
+            refusals.append(f"- {method(document)}: {error}")
+    text = html.markdown("\n".join(dict.fromkeys(refusals)))
+    if not maps:
+        return [("Attention", text)] if refusals else []
+    drawn = attention_maps.draw(keys, maps, heads, out / "attention.png")
+    numbers = html.table(attention_maps.columns(maps), attention_maps.rows(maps))
+    return [("Attention", html.picture(drawn, "attention over pictures") + numbers + text)]

@@ -19,11 +19,11 @@ def prerequisites(
     documents: Documents,
     where: Where,
     *,
-    tables: list[str],
+    tables: tuple[str, ...],
     scale: str = "mini",
-    lacks: list[str] = [],  # noqa: B006
+    lacks: tuple[str, ...] = (),
 ) -> str:
-    """Lines of a Makefile: reads_TABLE, draw_TABLE and, where nothing is left to read, needs_TABLE.
+    """What make builds for tables=FILE,…: reads_TABLE, draw_TABLE, or needs_TABLE, as lines.
 
     tables: files of manifests/table/. scale: of the cells. lacks: data that are not there.
     """
@@ -35,7 +35,9 @@ def prerequisites(
     )
 
 
-def _variables(table: dict[str, Any], scale: str, lacks: list[str]) -> Iterator[tuple[str, str]]:
+def _variables(
+    table: dict[str, Any], scale: str, lacks: Collection[str]
+) -> Iterator[tuple[str, str]]:
     read = dict.fromkeys(
         f"$R/{cell}/{name}"
         for row in table["rows"]
@@ -49,7 +51,7 @@ def _variables(table: dict[str, Any], scale: str, lacks: list[str]) -> Iterator[
         yield "needs", table["needs"]
 
 
-def _left(reads: list[str] | dict[str, list[str]], lacks: list[str]) -> list[str]:
+def _left(reads: list[str] | dict[str, list[str]], lacks: Collection[str]) -> list[str]:
     """The reads that lack no data."""
     if isinstance(reads, dict):
         return _left(reads["first"], lacks)[:1]

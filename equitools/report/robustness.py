@@ -1,118 +1,102 @@
-"""Accuracy over what is done to the pictures, or over a knob, as curves of several runs.
+"""Accuracy over what is done to the pictures, as curves of several runs.
 
 A curve's points are scores that are there already: `perturb/<test>/<column>/<part>/top1`, whose
-column says what was done (ro90: within ±90°, at30: by 30°, et50: elastic with alpha 50), or one
-score of runs whose recipes differ in one knob alone.
+column says what was done (ro90: within ±90°, at30: by 30°, et50: elastic with alpha 50).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError
 from equitools.report.describe import described, named
-from equitools.report.documents import Documents, Where
-from equitools.report.formats import tables
-from equitools.report.formats.tables import Format, with_picture
-from equitools.report.scores import Value, summary
+from equitools.report.documents import Document, Documents, Where, required
+from equitools.report.formats.tables import Format, Table, render, with_picture
+from equitools.report.scores import Curves, Value, summary
 
-Point = tuple[Any, Value]
-Panel = dict[str, list[Point]]
 GRID = "changed test pictures"
-CURVES = {
-    "ro": "rotated within ± degrees",
-    "at": "rotated by degrees",
-    "et": "elastic warp, alpha",
-}
+CURVES = {"ro": "rotated within ± degrees", "at": "rotated by degrees", "et": "elastic warp, alpha"}
 _COLUMN = re.compile(r"perturb/(\w+)/([^/]+)/(\w+)/top1")
 _STRENGTH = re.compile(r"(ro|at|et)([\d.]+)")
-
-
-def curves(documents: Sequence[dict[str, Any]], part: str = "all") -> dict[str, Panel]:
-    """{what is done: {run: [(strength, accuracy)]}}, strength 0 being the untouched pictures."""
-    found: dict[str, Panel] = {}
-    for name, scores in _named(documents):
-        for key, value in scores.items():
-            column = _COLUMN.fullmatch(key)
-            if column is None or column[1] == "grid" or column[3] != part:
-                continue
-            orig = scores.get(f"perturb/{column[1]}/orig/{part}/top1")
-            if strength := _STRENGTH.fullmatch(column[2]):
-                curve = found.setdefault(CURVES[strength[1]], {}).setdefault(name, [])
-                if not curve and orig is not None:
-                    curve.append((0.0, orig))
-                curve.append((float(strength[2]), value))
-    for panel in found.values():
-        for curve in panel.values():
-            curve.sort(key=lambda point: point[0])
-    return found
-
-
-def columns(documents: Sequence[dict[str, Any]], part: str = "all") -> dict[str, Panel]:
-    """{GRID: {run: [(column, accuracy)]}} of the grid, in its order; empty without one."""
-    found: Panel = {}
-    for name, scores in _named(documents):
-        for key, value in scores.items():
-            column = _COLUMN.fullmatch(key)
-            if column and column[1] == "grid" and column[3] == part:
-                found.setdefault(name, []).append((column[2], value))
-    return {GRID: found} if found else {}
-
-
-def _named(documents: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Value]]]:
-    """(name, scores) of documents that have perturbation scores; documents of one run are one."""
-    runs: dict[str, dict[str, Any]] = {}
-    names: dict[str, str] = {}
-    for document in documents:
-        scores = document.get("scores") or {}
-        if not any(key.startswith("perturb/") for key in scores):
-            continue
-        digest = ((document.get("files") or {}).get("encoder") or {}).get("digest")
-        words = described(document)
-        name = named(document)
-        key = f"{name} {digest} {words['data']}"
-        if key not in names:
-            taken = sum(other == name or other.startswith(f"{name} (") for other in names.values())
-            names[key] = f"{name} ({taken + 1})" if taken else name
-        runs.setdefault(names[key], {}).update(scores)
-    return [(name, summary(scores)) for name, scores in runs.items()]
 
 
 def robustness(
     documents: Documents, where: Where, *, part: str = "all", format: Format = "md"
 ) -> str:
-    """Draw robustness.png: accuracy of every run over the columns of the grid, and over angle and
-    strength where equi-perturb swept them; the numbers as a table."""
+    """Accuracy over the columns of the grid, angle and strength, drawn and as a table."""
     from equitools.report.formats import figures
 
-    panels, columns, rows = perturbed(documents, part)
-    drawn = figures.lines(panels, where(Path.cwd()) / "robustness.png", "top-1")
-    return with_picture(tables.render(columns, rows, format), drawn, format)
+    panels, numbers = perturbed(required(documents), part)
+    picture = figures.lines(panels, where(Path.cwd()) / "robustness.png", "top-1")
+    return with_picture(render(*numbers, format), picture, format)
 
 
-def perturbed(documents: Documents, part: str) -> tuple[dict[str, Any], list[str], list[list[Any]]]:
+def perturbed(documents: Documents, part: str) -> tuple[dict[str, Curves], Table]:
     """Panels for `figures.lines`, and the same numbers as a table with a column for each run.
 
     Raises DataError without a perturbation score.
     """
-    panels = columns(documents, part) | curves(documents, part)
+    panels = by_column(documents, part) | by_strength(documents, part)
     if not panels:
         raise DataError(
             f"no document has a perturbation score of part {part}; equi-perturb grid and"
             " equi-perturb invariance make them"
         )
     names = list(dict.fromkeys(name for runs in panels.values() for name in runs))
-    rows = []
+    rows: list[list[object]] = []
     for what, runs in panels.items():
-        points = dict.fromkeys(x for name in runs for x, _ in runs[name])
-        found = {name: dict(curve) for name, curve in runs.items()}
-        rows += [[what, x if isinstance(x, str) else f"{x:g}",
-                  *(found.get(name, {}).get(x) for name in names)] for x in points]  # fmt: skip
-    drawn = {
-        what: {name: [(x, y.mean, y.sd) for x, y in curve] for name, curve in runs.items()}
-        for what, runs in panels.items()
-    }
-    return drawn, ["pictures", "strength", *names], rows
+        values = {name: dict(curve) for name, curve in runs.items()}
+        for x in dict.fromkeys(x for curve in runs.values() for x, _ in curve):
+            cells = [values.get(name, {}).get(x) for name in names]
+            rows.append([what, x if isinstance(x, str) else f"{x:g}", *cells])
+    return panels, (["pictures", "strength", *names], rows)
+
+
+def by_column(documents: Documents, part: str = "all") -> dict[str, Curves]:
+    """{GRID: {run: [(column, accuracy)]}} of the grid, in its order; empty without one."""
+    curves: Curves = {}
+    for run, test, column, value in _accuracies(documents, part):
+        if test == "grid":
+            curves.setdefault(run, []).append((column, value))
+    return {GRID: curves} if curves else {}
+
+
+def by_strength(documents: Documents, part: str = "all") -> dict[str, Curves]:
+    """{what is done: {run: [(strength, accuracy)]}}, strength 0 being the untouched pictures."""
+    panels: dict[str, Curves] = {}
+    accuracies = [each for each in _accuracies(documents, part) if each[1] != "grid"]
+    untouched = {each[:2]: each[3] for each in accuracies if each[2] == "orig"}
+    for run, test, column, value in accuracies:
+        if strength := _STRENGTH.fullmatch(column):
+            curve = panels.setdefault(CURVES[strength[1]], {}).setdefault(run, [])
+            if not curve and (run, test) in untouched:
+                curve.append((0.0, untouched[run, test]))
+            curve.append((float(strength[2]), value))
+    for curves in panels.values():
+        for curve in curves.values():
+            curve.sort(key=lambda point: point[0])
+    return panels
+
+
+def _accuracies(documents: Documents, part: str) -> Iterator[tuple[str, str, str, Value]]:
+    """(run, test, column, accuracy) of perturbed pictures; documents of one run are one."""
+    runs: dict[str, Document] = {}
+    names: dict[str, str] = {}
+    for document in documents:
+        scores = document.get("scores") or {}
+        if not any(key.startswith("perturb/") for key in scores):
+            continue
+        digest = ((document.get("files") or {}).get("encoder") or {}).get("digest")
+        name = named(document)
+        key = f"{name} {digest} {described(document)['data']}"
+        if key not in names:
+            taken = sum(other == name or other.startswith(f"{name} (") for other in names.values())
+            names[key] = f"{name} ({taken + 1})" if taken else name
+        runs.setdefault(names[key], {}).update(scores)
+    for run, scores in runs.items():
+        for score, value in summary({"scores": scores}).items():
+            column = _COLUMN.fullmatch(score)
+            if column and column[3] == part:
+                yield run, column[1], column[2], value

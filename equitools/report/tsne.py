@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from equitools.report.describe import method
-from equitools.report.documents import Documents, Where, home
-from equitools.report.formats import tables
-from equitools.report.formats.tables import Format, with_picture
+from equitools.report.documents import Documents, Where, home, required
+from equitools.report.formats.tables import Format, render, with_picture
 
 
 def tsne(
@@ -20,22 +19,24 @@ def tsne(
     seed: int = 0,
     format: Format = "md",
 ) -> str:
-    """Draw tsne.png of the embeddings of the documents, and measure them in feature space.
+    """Classes in the features that equi-probe embed wrote, measured there and drawn.
 
     split: train or val. classes: so many at random; limit: points in all; seed: of both and of
     t-SNE. perplexity, components: of t-SNE and of the principal components before it.
     """
+    from equitools.evals.embedding import tsne as clouds
     from equitools.evals.embedding.embed import read
-    from equitools.evals.embedding.tsne import NAMES, look
     from equitools.report.formats import figures
 
     panels, rows = [], []
-    for document in documents:
-        name, found = method(document), (*read(document, split), classes, limit, seed)
-        cloud = look(*found, perplexity=perplexity, components=components)
-        panels.append((name, cloud.plane, cloud.labels.numpy()))
-        scores = [f"{cloud.scores[key]:.3f}" for key in NAMES]
-        rows.append([name, len(cloud.labels.unique()), *cloud.features.shape, *scores])
-    drawn = figures.scatter(panels, where(home(documents[0], "embeddings")) / "tsne.png")
-    text = tables.render(["method", "classes", "points", "dims", *NAMES], rows, format)
-    return with_picture(text, drawn, format)
+    for document in required(documents):
+        features, labels = read(document, split)
+        cloud = clouds.look(
+            features, labels, classes, limit, seed, perplexity=perplexity, components=components
+        )
+        panels.append((method(document), cloud.plane, cloud.labels.numpy()))
+        scores = [f"{cloud.scores[key]:.3f}" for key in clouds.NAMES]
+        rows.append([method(document), len(cloud.labels.unique()), *cloud.features.shape, *scores])
+    picture = figures.scatter(panels, where(home(documents[0], "embeddings")) / "tsne.png")
+    text = render(["method", "classes", "points", "dims", *clouds.NAMES], rows, format)
+    return with_picture(text, picture, format)

@@ -12,7 +12,7 @@ from equitools.backbones import checkpoint
 from equitools.core.errors import DataError, UsageError
 from equitools.features import attention
 from equitools.report import attention_maps
-from equitools.report.attention_maps import CHANGES, COLUMNS, Folder, pictures_of
+from equitools.report.attention_maps import Folder, Options, measure, open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -109,26 +109,24 @@ def test_several_checkpoints_and_changes_are_looked_at_and_drawn(vit, tmp_path):
     (tmp_path / "notes.txt").touch()
     document = {"kind": "checkpoint", "recipe": {"backbone": vit.settings}, "files": {}}
     document["files"]["encoder"] = checkpoint.save_encoder(tmp_path / "run", vit)
-    index = pictures_of(document, "val", str(tmp_path))
-    asked = {"images": 2, "first": 0, "changes": CHANGES, "angle": 90.0, "size": None}
-    keys, found = attention_maps.look([document, document], index, **asked, seed=0, device="cpu")
+    options = Options(images=2, folder=str(tmp_path), device="cpu")
+    index = open_pictures(document, options)
+    keys, found = measure([document, document], index, options)
     assert keys == ["a.jpg", "b.png"]
-    assert [seen.change for seen in found] == ["original", "rotated 90°", "jittered"] * 2
+    assert [maps.change for maps in found] == ["original", "rotated 90°", "jittered"] * 2
     assert torch.equal(found[1].pixels, torch.rot90(found[0].pixels, 1, (2, 3)))
-    assert float(found[0].numbers[3].min()) == 1, "a picture agrees with itself"
+    assert float(found[0].measures[3].min()) == 1, "a picture agrees with itself"
     assert torch.equal(found[0].maps, found[3].maps)
     lines = attention_maps.rows(found)
     assert len(lines) == 6 * (vit.num_heads + 1)
-    assert len(lines[0]) == len(COLUMNS)
+    assert len(lines[0]) == len(attention_maps.columns(found)) == 7
     (tmp_path / "gt").mkdir()
     for name in ("a", "b"):
         half = np.zeros((40, 36), np.uint8)
         half[:20] = 255
         Image.fromarray(half).save(tmp_path / "gt" / f"{name}.png")
-    _, masked = attention_maps.look(
-        [document], index, **asked, seed=0, device="cpu", masks=str(tmp_path / "gt")
-    )
-    plain, turned = masked[0].numbers[-1], masked[1].numbers[-1]
+    _, masked = measure([document], index, options, masks=str(tmp_path / "gt"))
+    plain, turned = masked[0].measures[-1], masked[1].measures[-1]
     assert (plain > 0.1).all()
     assert (plain < 0.9).all()
     assert turned.shape == plain.shape
@@ -136,9 +134,7 @@ def test_several_checkpoints_and_changes_are_looked_at_and_drawn(vit, tmp_path):
     best = float(plain.amax(1).mean())
     assert attention_maps.rows(masked)[vit.num_heads][-1] == f"{best:.3f}"
     with pytest.raises(DataError, match=r"no mask of a in"):
-        attention_maps.look(
-            [document], index, **asked, seed=0, device="cpu", masks=str(tmp_path / "run")
-        )
+        measure([document], index, options, masks=str(tmp_path / "run"))
     for heads in ("each", "mean"):
         drawn = attention_maps.draw(keys, found, heads, tmp_path / f"{heads}.png")
         with Image.open(io.BytesIO(drawn.read_bytes())) as picture:
@@ -159,9 +155,9 @@ def test_several_checkpoints_and_changes_are_looked_at_and_drawn(vit, tmp_path):
 def test_what_cannot_be_shown_is_said(tmp_path, asked, error, said):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     index = Folder(tmp_path)
-    knobs = {"images": 1, "first": 0, "changes": [], "angle": 90.0, "size": None} | asked
+    options = Options(**{"images": 1, "changes": [], "device": "cpu"} | asked)
     with pytest.raises(error, match=said):
-        attention_maps.look([], index, **knobs, seed=0, device="cpu")
+        measure([], index, options)
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="has no pictures"):
         Folder(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from equitools import manifest
 from equitools.manifest.cells import document_of, knobs_of
 from equitools.report import paper
+from equitools.report.compare import notes
 from equitools.report.scores import Value
 from equitools.training import learner, recipe
 
@@ -63,8 +64,11 @@ def test_every_cell_is_a_recipe_whose_knobs_do_something(cell: str) -> None:
         assert stated["probe"] == {"encoder": "random"}
         return
     whole = recipe.resolve(stated["recipe"])
-    plain = recipe.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"]) \
-        if "@" in cell else {}  # fmt: skip
+    plain = (
+        recipe.resolve(document_of(cell.partition("@")[0].rpartition(".")[0])["recipe"])
+        if "@" in cell
+        else {}
+    )
     assert ("clever" in whole["equivariance"]) == ("clever" in cell)
     assert bool(whole["views"].get("rotation")) == ("caug" in cell)
     assert bool(whole["views"].get("elastic")) == ("caug+" in cell)
@@ -89,10 +93,10 @@ def test_every_cell_finds_its_rows_and_no_other(name: str, scale: str) -> None:
         known = dict.fromkeys((one for one in asked if one), float(i + 1))
         more = {"shard": {"source": "torchvision:OxfordIIITPet"}, "probe": {"split": "official"}}
         documents.append(result(cell, known, **more | document_of(cell)))
-    rows = paper.compare(table, documents, scale)
+    rows = paper.rows(table, documents, scale)
     assert len(rows) == len(table["rows"]), "nothing is left over"
     for row, line in zip(table["rows"], rows, strict=True):
-        means = {value.mean for value in line["ours"] if value is not None}
+        means = {value.mean for value in line.ours if value is not None}
         if "per_block" in str(row.get("where")):
             assert not means
         elif any("where" not in column for column in table["columns"]) or "5" in name:
@@ -114,29 +118,32 @@ def test_a_column_reads_the_documents_that_it_is_about() -> None:
             transfer={"data": "/shards/pets/birds", "label": "CUB"},
         ),
     ]
-    line = paper.compare(table, documents, "mini")[2]
-    shown = [None if value is None else value.mean for value in line["ours"]]
+    line = paper.rows(table, documents, "mini")[2]
+    shown = [None if value is None else value.mean for value in line.ours]
     assert shown == [40.0, 60.0, 70.0, None, None, 80.0, None], "a label counts, not the path"
-    assert line["status"].startswith("in part; needs FLOWERS=")
-    assert "OxfordIIITPet" not in line["status"]
-    empty = paper.compare(table, [], "paper")[0]
-    assert "FLOWERS=" in empty["status"]
-    assert "FLOWERS=" in paper.notes(table, "paper")
+    assert line.status.startswith("in part; needs FLOWERS=")
+    assert "OxfordIIITPet" not in line.status
+    empty = paper.rows(table, [], "paper")[0]
+    assert "FLOWERS=" in empty.status
+    assert "FLOWERS=" in notes(table, "paper")
 
 
 def test_parts_of_a_representation_have_rows_of_their_own_with_the_dead_part_s_control() -> None:
     table, cell = TABLES["clever-table7"], "dino+clever.vit-mini.caug"
-    grid = {f"perturb/grid/orig/{part}/draw0/top1": v
-            for part, v in (("all", 70.0), ("ir", 69.0), ("ef", 5.0))}  # fmt: skip
+    grid = {
+        f"perturb/grid/orig/{part}/draw0/top1": v
+        for part, v in (("all", 70.0), ("ir", 69.0), ("ef", 5.0))
+    }
     dead = {"perturb/sensitivity/ef/seed0/top1": 25.0, "perturb/sensitivity/ef/deviation": 0.0}
     told = {"perturb": {"tests": {"sensitivity": {"slicing": "official"}}}}
     blocks = {"perturb/grid/orig/ef/draw0/top1": 30.0}
     documents = [
-        result(cell, grid, probe={"split": "official"}), result(cell, dead, **told),
+        result(cell, grid, probe={"split": "official"}),
+        result(cell, dead, **told),
         result(cell, blocks, probe={"split": "per_block"}),
-    ]  # fmt: skip
-    rows = paper.compare(table, documents, "mini")
-    ours = {tuple(row["labels"]): row["ours"] for row in rows}
+    ]
+    rows = paper.rows(table, documents, "mini")
+    ours = {tuple(row.labels): row.ours for row in rows}
     assert ours["CLeVER", "Total"][0] == Value(70.0, None, 1)
     ef = ours["CLeVER", "EF"]
     assert (str(ef[0]), str(ef[4]), str(ef[5])) == ("5.00", "25.0", "0.000")

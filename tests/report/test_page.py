@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from equitools.core.errors import DataError, UsageError
-from equitools.report import robustness
-from equitools.report import sheet as report_sheet
 from equitools.report.formats import html, tables
 from equitools.report.page import page
+from equitools.report.robustness import CURVES, GRID, by_column, by_strength
+from equitools.report.sheet import sheet
 from equitools.report.sweep import along, sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -21,11 +21,22 @@ EVIL = '<script>alert("x")</script>'
 def scored(method="dino", **more):
     """A document with perturbation scores of one run."""
     scores = {"perturb/grid/orig/all/mean/top1": 60.0, "perturb/grid/cj/all/mean/top1": 50.0}
-    scores |= {f"perturb/invariance/{c}/all/draw{i}/top1": v + i
-               for c, v in (("orig", 60.0), ("ro180", 30.0), ("ro90", 40.0), ("at90", 20.0),
-                            ("et50", 55.0)) for i in (0, 2)}  # fmt: skip
-    recipe = {"objective": {"name": method}, "backbone": {"name": "vit_mini", "split": 0.8},
-              "views": {"rotation": 90}}  # fmt: skip
+    scores |= {
+        f"perturb/invariance/{c}/all/draw{i}/top1": v + i
+        for c, v in (
+            ("orig", 60.0),
+            ("ro180", 30.0),
+            ("ro90", 40.0),
+            ("at90", 20.0),
+            ("et50", 55.0),
+        )
+        for i in (0, 2)
+    }
+    recipe = {
+        "objective": {"name": method},
+        "backbone": {"name": "vit_mini", "split": 0.8},
+        "views": {"rotation": 90},
+    }
     return {"kind": "scores", "recipe": recipe, "scores": scores} | more
 
 
@@ -51,8 +62,8 @@ def test_a_page_needs_nothing_but_itself(tmp_path):
     (tmp_path / "numbers.md").write_text(tables.render(["n"], [[EVIL]]))
     include = [str(tmp_path / "numbers.md"), str(tmp_path / "figure.png")]
     documents = [scored(EVIL), scored("simsiam")]
-    said = page(documents, lambda home: tmp_path, title=EVIL, include=include)
-    assert said == f"{tmp_path / 'page.html'}\n"
+    path = page(documents, lambda home: tmp_path, title=EVIL, include=include)
+    assert path == tmp_path / "page.html"
     shown = (tmp_path / "page.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', shown)
     assert sources
@@ -68,9 +79,16 @@ def test_a_real_browser_shows_the_page(tmp_path):
     (tmp_path / "page.html").write_text(
         html.page("A page", [html.file(tmp_path / "red.png"), ("T", html.table(["n"], [[1]]))])
     )
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,400",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}",
-               f"file://{tmp_path / 'page.html'}"]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=400,400",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={tmp_path / 'shot.png'}",
+        f"file://{tmp_path / 'page.html'}",
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with Image.open(tmp_path / "shot.png") as shot:
         colors = {color for _, color in shot.convert("RGB").getcolors(1 << 20)}
@@ -95,11 +113,10 @@ def test_folders_of_pictures_are_shown_side_by_side(tmp_path):
         for name in names:
             Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{name}.png")
     folders = [str(tmp_path / "a/x"), str(tmp_path / "b/x")]
-    said = report_sheet.sheet([], lambda home: tmp_path, folders=folders)
-    with Image.open(said.strip()) as sheet:
-        assert sheet.height > 2 * 250, "two names are in both folders"
+    with Image.open(sheet([], lambda home: tmp_path, folders=folders)) as picture:
+        assert picture.height > 2 * 250, "two names are in both folders"
     with pytest.raises(DataError, match="is in all of"):
-        report_sheet.sheet([], lambda home: tmp_path, folders=[*folders, str(tmp_path)])
+        sheet([], lambda home: tmp_path, folders=[*folders, str(tmp_path)])
 
 
 def test_what_a_page_cannot_hold_is_said(tmp_path):
@@ -115,12 +132,12 @@ def test_what_a_page_cannot_hold_is_said(tmp_path):
 
 
 def test_curves_are_in_order_of_strength_and_begin_at_the_untouched_pictures():
-    found = robustness.curves([scored()])
-    turned = found[robustness.CURVES["ro"]]["dino vit_mini CAug"]
+    found = by_strength([scored()])
+    turned = found[CURVES["ro"]]["dino vit_mini CAug"]
     assert [(x, value.mean) for x, value in turned] == [(0.0, 61.0), (90.0, 41.0), (180.0, 31.0)]
     assert turned[1][1].sd == pytest.approx(2**0.5)
-    assert [x for x, _ in found[robustness.CURVES["at"]]["dino vit_mini CAug"]] == [0.0, 90.0]
-    grid = robustness.columns([scored()])[robustness.GRID]["dino vit_mini CAug"]
+    assert [x for x, _ in found[CURVES["at"]]["dino vit_mini CAug"]] == [0.0, 90.0]
+    grid = by_column([scored()])[GRID]["dino vit_mini CAug"]
     assert [(x, value.mean) for x, value in grid] == [("orig", 60.0), ("cj", 50.0)]
 
 
@@ -128,8 +145,8 @@ def test_documents_of_one_run_are_one_curve_and_of_two_runs_two():
     def of(digest):
         return scored(files={"encoder": {"digest": digest}})
 
-    assert list(robustness.columns([of("a"), of("a")])[robustness.GRID]) == ["dino vit_mini CAug"]
-    two = robustness.columns([of("a"), of("b")])[robustness.GRID]
+    assert list(by_column([of("a"), of("a")])[GRID]) == ["dino vit_mini CAug"]
+    two = by_column([of("a"), of("b")])[GRID]
     assert list(two) == ["dino vit_mini CAug", "dino vit_mini CAug (2)"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -17,6 +18,9 @@ from equitools.stages import report
 from PIL import Image
 
 from equitools import manifest
+from equitools import report as reports
+from equitools.manifest.cells import document_of
+from equitools.manifest.schema import menu, own_knobs
 from equitools.report.curves import series
 from equitools.report.formats import figures
 
@@ -41,24 +45,27 @@ def run(tmp_path: Path) -> Path:
     (folder / "train-000000.tar").write_bytes(b"pictures")
     lines = [
         {
-            "step": s, "samples": 64 * s, "epoch": s / 10, "loss": 5 / s, "lr": 1e-3,
+            "step": s,
+            "samples": 64 * s,
+            "epoch": s / 10,
+            "loss": 5 / s,
+            "lr": 1e-3,
             "losses": {"simsiam": 4 / s, "ddcl/orth": 1 / s},
-            "watch": {"ddcl/h_V": 3 - s / 10, "simsiam/h_I": 2.0, "ddcl/z_V": 10 ** (-s / 20),
-                      "simsiam/z_I": 0.1, "rank_I": 9.0},
+            "watch": {
+                "ddcl/h_V": 3 - s / 10,
+                "simsiam/h_I": 2.0,
+                "ddcl/z_V": 10 ** (-s / 20),
+                "simsiam/z_I": 0.1,
+                "rank_I": 9.0,
+            },
         }
         for s in range(10, 110, 10)
-    ]  # fmt: skip
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     document: dict[str, Any] = {
         "kind": "scores",
         "shard": {"source": "digits"},
-        "recipe": {
-            "backbone": {"name": "resnet_mini"},
-            "objective": {"name": "simsiam"},
-            "equivariance": {"ddcl": {"weight": 1.0, "regularization": 0.0}},
-            "views": {"global": {}, "rotation": 90.0, "elastic": None},
-            "epochs": 10,
-        },
+        "recipe": document_of("simsiam+ddcl-no-preg.resnet-mini.caug")["recipe"] | {"epochs": 10},
         "probe": {"name": "linear", "encoder": None},
         "files": {
             "shards.train": manifest.entry(folder / "train-000000.tar")
@@ -210,12 +217,12 @@ class Pictures:
 
 
 def test_views_show_every_view_with_what_was_done_to_it(tmp_path: Path) -> None:
-    from equitools.report import views as report_views
+    from equitools.report.views import rows as view_rows
 
     recipe: dict[str, Any] = {}
     for folder, name in (("objective", "dino"), ("backbone", "vit-mini"), ("views", "caug")):
         recipe = manifest.fold(recipe, manifest.layer(name, (folder,))["recipe"])
-    rows = report_views.rows(recipe, Pictures(), count=2)
+    rows = view_rows(recipe, Pictures(), count=2)
     assert [name for name, _, _ in rows] == ["first", "second"]
     title, image, text = rows[0][2][0]
     assert title == "global 32 px"
@@ -246,4 +253,16 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert all(verb in done.stdout for verb in report.VERBS)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for verb, line in menu(reports):
+        assert any(text.split(maxsplit=1) == [verb, line] for text in lines)
+        assert all(f"{knob}=" in done.stdout for knob in own_knobs(getattr(reports, verb)))
+
+
+def test_a_report_is_the_function_of_its_file_and_takes_documents_and_where() -> None:
+    for verb, _ in menu(reports):
+        answer = getattr(reports, verb)
+        assert answer.__module__ == f"equitools.report.{verb}"
+        assert list(inspect.signature(answer).parameters)[:2] == ["documents", "where"]
+    assert report.PROGRAM.verbs == tuple(verb for verb, _ in menu(reports))

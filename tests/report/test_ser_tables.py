@@ -15,6 +15,7 @@ from equitools import manifest
 from equitools.core.errors import UsageError
 from equitools.manifest.cells import document_of, knobs_of
 from equitools.report import paper
+from equitools.report.compare import beside, notes
 from equitools.report.scores import Value
 from equitools.training import learner
 from equitools.training import recipe as training_recipe
@@ -51,12 +52,13 @@ def scores(name: str, scale: str) -> list[str]:
     return sorted(name for name in found if name not in (None, "parameters"))
 
 
-def found(name: str, scale: str, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def found(name: str, scale: str, documents: list[dict[str, Any]]) -> list[paper.Row]:
     """The rows without the counts of parameters, which take seconds."""
     table = TABLES[name]
-    columns = [{**c, "score": None} if c.get("score") == "parameters" else c
-               for c in table["columns"]]  # fmt: skip
-    return paper.compare({**table, "columns": columns}, documents, scale)
+    columns = [
+        {**c, "score": None} if c.get("score") == "parameters" else c for c in table["columns"]
+    ]
+    return paper.rows({**table, "columns": columns}, documents, scale)
 
 
 def test_the_paper_s_numbers_stand_under_their_columns() -> None:
@@ -66,8 +68,10 @@ def test_the_paper_s_numbers_stand_under_their_columns() -> None:
             assert "missing" in row or set(row["cells"]) <= set(SCALES)
     numbers = {
         (name, row.get("view"), row.get("task"), row["method"]): row["paper"]
-        for name in NAMES[:5] for row in TABLES[name]["rows"] if "paper" in row
-    }  # fmt: skip
+        for name in NAMES[:5]
+        for row in TABLES[name]["rows"]
+        if "paper" in row
+    }
     assert numbers["ser-table1", "2", None, "+ SER"][:3] == [43.4, 69.21, 88.80]
     assert numbers["ser-table2", None, None, "Barlow Twins + SER"][-2:] == [13.90, 23.99]
     assert numbers["ser-table3", "2+4", None, "+ SER"] == [70.99, 89.72, 65.32, 75.02, 92.12]
@@ -100,8 +104,10 @@ def test_the_paper_s_recipes_are_those_of_section_4_1() -> None:
             whole = training_recipe.resolve(document_of(cell)["recipe"])
             optimizer = whole["optimizer"]
             assert (optimizer["name"], optimizer["lr"], optimizer["weight_decay"]) == (
-                "adamw", lr, decay,
-            )  # fmt: skip
+                "adamw",
+                lr,
+                decay,
+            )
             assert (whole["epochs"], whole["batch_size"]) == (100, 2048)
             assert whole["schedule"]["warmup_epochs"] == "10%"
             slow = {"mocov3": {"momentum": 0.99}, "dino": {"momentum_teacher": 0.982}}
@@ -121,52 +127,55 @@ def test_every_cell_finds_its_rows_and_no_other(name: str, scale: str) -> None:
     assert len(rows) == len(table), "nothing is left over"
     for row, line in zip(table, rows, strict=True):
         cell = (row.get("cells") or {}).get(scale)
-        means = {value.mean for value in line["ours"] if value is not None}
+        means = {value.mean for value in line.ours if value is not None}
         assert means == ({cells(name, scale).index(cell) + 1.0} if cell else set())
         if cell:
-            assert line["status"] == "measured"
+            assert line.status == "measured"
 
 
 def test_a_run_with_another_knob_is_not_a_row_of_the_paper() -> None:
     cell, names = "mocov3+ser.vit-mini.ser-mini", ["probe/linear/all/top1"]
     other = result(f"{cell}.equivariance-ser-temperature@1", 50.0, names)
     rows = found("ser-table2", "mini", [other])
-    assert rows[-1]["status"] == "measured; not a row of the table"
-    assert rows[-1]["labels"] == ["mocov3+ser"]
-    assert not [row for row in rows[:-1] if any(row["ours"])]
+    assert rows[-1].status == "measured; not a row of the table"
+    assert rows[-1].labels == ["mocov3+ser"]
+    assert not [row for row in rows[:-1] if any(row.ours)]
     longer = found("ser-table2", "mini", [result(cell, 50.0, names, epochs=80.0)])
-    assert [row["labels"] for row in longer if any(row["ours"])] == [["MoCo-v3 + SER"]]
+    assert [row.labels for row in longer if any(row.ours)] == [["MoCo-v3 + SER"]]
 
 
 def test_results_of_a_cell_join_and_runs_of_it_are_pooled() -> None:
     cell = "mocov3.vit-mini.ser-mini"
     mlp, knn = ["probe/mlp/all/mean/top1", "probe/mlp/all/mean/top5"], ["probe/knn/all/k20/top1"]
     row = found("ser-table3", "mini", [result(cell, 60.0, mlp)])[0]
-    assert (str(row["ours"][0]), row["status"]) == ("60.0", "in part")
+    assert (str(row.ours[0]), row.status) == ("60.0", "in part")
     both = [result(cell, 60.0, mlp), result(cell, 64.0, mlp), result(cell, 70.0, knn)]
     row = found("ser-table3", "mini", both)[0]
-    assert [str(value) for value in row["ours"][:3]] == ["62.0 ± 2.8", "62.0 ± 2.8", "70.0"]
-    assert row["status"] == "measured"
+    assert [str(value) for value in row.ours[:3]] == ["62.0 ± 2.8", "62.0 ± 2.8", "70.0"]
+    assert row.status == "measured"
 
 
 def test_what_is_not_here_says_so() -> None:
     table = TABLES["ser-table1"]
     rows = found("ser-table1", "mini", [])
-    said = {row["status"] for row in rows}
+    said = {row.status for row in rows}
     assert said == {
-        "no result at scale mini yet", "AugSelf is not built yet", "STL is not built yet",
-        "EquiMod is not built yet", "E-SSL is not built yet",
-    }  # fmt: skip
-    text = paper.notes(table, "mini")
+        "no result at scale mini yet",
+        "AugSelf is not built yet",
+        "STL is not built yet",
+        "EquiMod is not built yet",
+        "E-SSL is not built yet",
+    }
+    text = notes(table, "mini")
     assert "ImageNet-Sketch, ImageNet-V2, ImageNet-R, 3DIEBench" in text
     with pytest.raises(UsageError, match="it is one of mini, paper"):
-        paper.compare(table, [], "small")
+        paper.rows(table, [], "small")
 
 
 def test_parameters_are_counted_on_the_paper_s_recipe() -> None:
     table = TABLES["ser-table1"]
     short = {**table, "rows": [table["rows"][0], table["rows"][3]]}
-    _, shown = paper.show(short, paper.compare(short, [], "mini"))
+    _, shown = beside(short, paper.rows(short, [], "mini"))
     assert [row[2] for row in shown] == ["42.9 / 42.89", "43.4 / 43.35"]
 
 

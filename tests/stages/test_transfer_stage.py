@@ -10,7 +10,7 @@ from test_saliency import make
 from equitools import backbones, evals, manifest
 from equitools.backbones import checkpoint
 from equitools.core.errors import DataError, EquiError
-from equitools.report import lineage
+from equitools.report.verify import verified
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_another_encoder_leaves_nothing_of_the_first(chain, pictures, tmp_path):
     assert mine["history"][-1]["weights"] == whole["history"][-1]["weights"]
     assert mine["scores"].items() <= whole["scores"].items()
     assert {"transfer.masks", "transfer.overlays"} <= whole["files"].keys()
-    assert lineage.verified([whole])[1] == []
+    assert verified([whole])[1] == []
     next((tmp_path / "whole" / "masks").glob("*.png")).write_bytes(b"another")
-    assert "transfer.masks has changed" in lineage.verified([whole])[1][0]
+    assert "transfer.masks has changed" in verified([whole])[1][0]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from equitools.core.errors import UsageError
 from equitools.core.records import Step
 from equitools.data.shards.index import open_split
 from equitools.nn import ema
-from equitools.report import views as report_views
+from equitools.report.views import rows as view_rows
 from equitools.training import estimate, learner, loader, portions
 from equitools.training import recipe as training_recipe
 
@@ -255,7 +255,7 @@ def test_the_plan_says_what_a_portion_costs():
 
 
 def test_a_sheet_shows_both_kinds_of_every_picture(index):
-    made = report_views.rows({"views": PAIRS}, index, count=2)
+    made = view_rows({"views": PAIRS}, index, count=2)
     titles = [title for title, _, _ in made[0][2]]
     assert titles[:4] == ["global 32 px"] * 2 + ["local 16 px"] * 2
     kinds = [title.partition(" ")[0] for title in titles[4:]]

@@ -5,16 +5,22 @@ matplotlib is an extra; it is imported when a figure is drawn, without a display
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from equitools.core.errors import EquiError
+from equitools.report.scores import Curves
+
+Figure = Any  # matplotlib's, which need not be installed
+Axes = Any
+Panel = tuple[str, np.ndarray, str]  # title, picture h w 3, and a text below it
+SheetRow = tuple[str, np.ndarray, Sequence[Panel]]  # name, source picture h w 3, panels
 
 
-def pyplot() -> Any:
+def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -25,88 +31,81 @@ def pyplot() -> Any:
     return pyplot
 
 
-def save(plots: Any, figure: Any, path: Path) -> Path:
+def grid(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels of a size in inches, and their axes, row by row.
+
+    Raises EquiError without matplotlib.
+    """
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure, axes = _pyplot().subplots(
+        rows,
+        columns,
+        figsize=(size[0] * columns, size[1] * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[panels:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:panels])
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write and close a figure. Raises EquiError for a file ending that matplotlib cannot write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:  # an ending that matplotlib cannot write
+    except ValueError as error:
         raise EquiError(f"{path}: {error}") from None
     finally:
-        plots.close(figure)
+        _pyplot().close(figure)
     return path
 
 
-def lines(
-    panels: dict[str, dict[str, list[tuple[Any, float, float | None]]]], path: Path, measure: str
-) -> Path:
-    """Draw {panel: {run: [(x, mean, sd or None)]}} side by side, over numbers or over names."""
-    plots = pyplot()
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = plots.subplots(
-        rows, columns, figsize=(5.6 * columns, 3.6 * rows), squeeze=False, layout="constrained"
-    )
-    for axis, (title, runs) in zip(axes.flat, panels.items(), strict=False):
+def lines(panels: dict[str, Curves], path: Path, measure: str) -> Path:
+    """Draw panels of curves side by side, over numbers or over names."""
+    figure, axes = grid(len(panels), columns=2, size=(5.6, 3.6))
+    for axis, (title, runs) in zip(axes, panels.items(), strict=True):
         for name, points in runs.items():
-            x, mean, sd = zip(*points, strict=True)
-            spread = [value or 0.0 for value in sd]
+            x, values = zip(*points, strict=True)
+            mean, spread = [v.mean for v in values], [v.sd or 0.0 for v in values]
             axis.errorbar(x, mean, spread, marker="o", markersize=3, linewidth=1.2, label=name)
         axis.set(title=title, ylabel=measure)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.axis("off")
-    return save(plots, figure, path)
-
-
-# --- Points ----------------------------------------------------------------------------------
+    return save(figure, path)
 
 
 def scatter(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], path: Path) -> Path:
-    """Draw (title, points n 2, classes n) side by side, a color for each class, without axes.
-
-    Raises EquiError without matplotlib or for a file ending that it cannot write.
-    """
-    plots = pyplot()
-    figure, axes = plots.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 4.4), squeeze=False, layout="constrained"
-    )
-    for axis, (title, points, classes) in zip(axes[0], panels, strict=True):
+    """Draw (title, points n 2, classes n) side by side, a color for each class, without axes."""
+    figure, axes = grid(len(panels), columns=len(panels), size=(4.2, 4.4))
+    for axis, (title, points, classes) in zip(axes, panels, strict=True):
         numbers = np.unique(classes, return_inverse=True)[1]
         axis.scatter(*points.T, c=numbers % 20, cmap="tab20", vmin=0, vmax=19, s=6, linewidths=0)
         axis.set_title(title, fontsize=8)
         axis.set(xticks=[], yticks=[])
-    return save(plots, figure, path)
+    return save(figure, path)
 
 
-# --- Views -----------------------------------------------------------------------------------
+# --- Pictures --------------------------------------------------------------------------------
 
 
-def parameters(action: dict[str, Sequence[float]]) -> str:
+def parameters(action: Mapping[str, Sequence[float]]) -> str:
     """What was done to one view, an operation a line; short numbers."""
     return "\n".join(
         f"{name} {' '.join(f'{value:.3g}' for value in values)}" for name, values in action.items()
     )
 
 
-def contact_sheet(
-    rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, np.ndarray, str]]]], path: Path
-) -> Path:
-    """Draw pictures beside their views, the parameters of each printed under it.
-
-    rows: (name, source picture h w 3, [(title, view h w 3, parameters)]), one for each picture.
-    Raises EquiError without matplotlib or for a file ending that it cannot write.
-    """
-    plots = pyplot()
-    columns = 1 + max(len(views) for _, _, views in rows)
-    text_lines = max((text.count("\n") + 1 for _, _, v in rows for _, _, text in v), default=1)
-    height = 1.9 + 0.105 * text_lines
-    figure, axes = plots.subplots(
-        len(rows), columns, figsize=(1.9 * columns, height * len(rows)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for line, (name, source, views) in zip(axes, rows, strict=True):
-        cells = [(name, source, f"{source.shape[1]}×{source.shape[0]}"), *views]
+def contact_sheet(rows: Sequence[SheetRow], path: Path) -> Path:
+    """Draw pictures beside their panels, such as views, the text of each printed under it."""
+    columns = 1 + max(len(panels) for _, _, panels in rows)
+    breaks = [text.count("\n") for _, _, panels in rows for _, _, text in panels]
+    height = 1.9 + 0.105 * (1 + max(breaks, default=0))
+    figure, axes = grid(len(rows) * columns, columns, size=(1.9, height))
+    for i, (name, source, panels) in enumerate(rows):
+        cells = [(name, source, f"{source.shape[1]}×{source.shape[0]}"), *panels]
+        line = axes[i * columns : (i + 1) * columns]
         for axis, (title, image, text) in zip(line, cells, strict=False):
             axis.imshow(image, interpolation="nearest")
             axis.set_title(title, fontsize=7)
@@ -114,10 +113,9 @@ def contact_sheet(
             axis.set_xlabel(text, fontsize=5, loc="left", family="monospace")
         for axis in line[len(cells) :]:
             axis.axis("off")
-    return save(plots, figure, path)
+    return save(figure, path)
 
 
 def heat(values: np.ndarray) -> np.ndarray:
     """Numbers h w in [0, 1] as colors h w 3 from dark to bright."""
-    plots = pyplot()
-    return plots.get_cmap("inferno")(values.clip(0, 1))[..., :3]
+    return _pyplot().get_cmap("inferno")(values.clip(0, 1))[..., :3]

@@ -9,7 +9,6 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 
@@ -33,13 +32,11 @@ Section = tuple[str, str]  # a heading as text, and HTML
 
 def page(title: str, sections: Iterable[Section]) -> str:
     """The page; headings are escaped here, the rest by who made it."""
-    found = list(sections)
-    links = "".join(
-        f'<a href="#s{i}">{escape(heading)}</a>\n' for i, (heading, _) in enumerate(found)
-    )
+    numbered = list(enumerate(sections))
+    links = "".join(f'<a href="#s{i}">{escape(heading)}</a>\n' for i, (heading, _) in numbered)
     body = "".join(
         f'<section id="s{i}">\n<h2>{escape(heading)}</h2>\n{html}</section>\n'
-        for i, (heading, html) in enumerate(found)
+        for i, (heading, html) in numbered
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -50,7 +47,7 @@ def page(title: str, sections: Iterable[Section]) -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; None is an empty cell."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     lines = [
@@ -64,13 +61,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     )
 
 
-def picture(path: Path, says: str) -> str:
-    """A picture file as part of the page; says: what it shows, for who cannot see it."""
+def picture(path: Path, description: str) -> str:
+    """A picture file as part of the page; description: what it shows, for who cannot see it."""
     kind = TYPES.get(path.suffix.lower())
     if kind is None:
         raise UsageError(f"{path} is no picture that a page can hold ({', '.join(TYPES)})")
     data = base64.b64encode(_read(path)).decode()
-    return f'<p><img src="data:{kind};base64,{data}" alt="{escape(says)}"></p>\n'
+    return f'<p><img src="data:{kind};base64,{data}" alt="{escape(description)}"></p>\n'
 
 
 def file(path: Path) -> Section:
@@ -81,14 +78,14 @@ def file(path: Path) -> Section:
     """
     if path.suffix.lower() != ".md":
         return path.stem, picture(path, path.stem)
-    text, shown = [], []
+    text, pictures = [], []
     for line in _read(path).decode("utf-8", "replace").splitlines():
         named = Path(line) if Path(line).suffix in TYPES else None
         if named is not None and named.is_file():
-            shown.append(picture(named, path.stem))
+            pictures.append(picture(named, path.stem))
         else:
             text.append(line)
-    return path.stem, markdown("\n".join(text)) + "".join(shown)
+    return path.stem, markdown("\n".join(text)) + "".join(pictures)
 
 
 def markdown(text: str) -> str:
@@ -108,18 +105,18 @@ def markdown(text: str) -> str:
 
 def _blocks(text: str) -> list[tuple[str, list[str]]]:
     """Neighboring lines of one kind: `|` of a table, `-` of a list, or empty of a paragraph."""
-    found: list[tuple[str, list[str]]] = []
+    blocks: list[tuple[str, list[str]]] = []
     last = None
     for line in text.splitlines():
         kind = line[:1] if line.startswith(("|", "- ")) else ""
         if not line.strip():
             last = None
         elif kind == last:
-            found[-1][1].append(line)
+            blocks[-1][1].append(line)
         else:
-            found.append((kind, [line]))
+            blocks.append((kind, [line]))
             last = kind
-    return found
+    return blocks
 
 
 def _cells(line: str) -> list[str]:

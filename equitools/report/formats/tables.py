@@ -6,25 +6,17 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from equitools.core.errors import UsageError
 
 Format = Literal["md", "csv", "latex"]
-
-
-def with_picture(text: str, drawn: Path, format: str) -> str:
-    return f"{text}\n{drawn}\n" if format == "md" else text
-
-
-FORMATS = ("md", "csv", "latex")
+FORMATS = get_args(Format)
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]  # columns and rows
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--"} | {c: rf"\{c}" for c in "&%$#_{}"}
 
 
-# --- Rendering -------------------------------------------------------------------------------
-
-
-def render(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str = "md") -> str:
+def render(columns: Sequence[str], rows: Iterable[Sequence[object]], format: str = "md") -> str:
     """The table as text that ends with a newline; None is an empty cell.
 
     Raises UsageError for a format that is not md, csv or latex.
@@ -62,3 +54,8 @@ def _latex(columns: list[str], rows: list[list[str]]) -> str:
     body = [line(columns), r"\hline", *map(line, rows)]
     begin = rf"\begin{{tabular}}{{{'l' * len(columns)}}}"
     return "\n".join([begin, r"\hline", *body, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+def with_picture(text: str, picture: Path, format: str) -> str:
+    """A table for people with the path of its picture below it."""
+    return f"{text}\n{picture}\n" if format == "md" else text

@@ -6,10 +6,44 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from equitools.core.errors import DataError
+from equitools.report.documents import Document, Documents, Where, read_metrics, table_layer
+from equitools.report.formats.tables import Format, render
+
 HEADS = ("h_V", "h_I", "z_V", "z_I")
 
 
-# --- Table 1 ---------------------------------------------------------------------------------
+def table1(
+    documents: Documents,
+    where: Where,
+    layers: Document,
+    *,
+    epochs: tuple[float, ...] = (),
+    metrics: tuple[str, ...] = (),
+    format: Format = "md",
+) -> str:
+    """log10 of heads (Σp²) and representations (mean |z|) by epoch, CLeVER's Table 1 below.
+
+    metrics: files metrics.jsonl of runs that have no manifest, because they are not finished.
+    """
+    paper = table_layer(layers, "table1")
+    rows: list[list[object]] = []
+    for name, lines in read_metrics(documents, metrics).items():
+        run = magnitudes(lines)
+        if not run:
+            raise DataError(f"{name}: no watch step in its metrics; recipe.watch_every sets them")
+        rows += [
+            [name, f"{row['epoch']:.4g}", int(row["step"]), *_cells(row)]
+            for row in at_epochs(run, epochs or usual_epochs(run))
+        ]
+    rows += [[row["run"], row["epoch"], None, *_cells(row)] for row in paper["rows"]]
+    text = render(["run", "epoch", "step", *HEADS, "status"], rows, format)
+    return f"{paper['caption']}\n\n{text}" if format == "md" else text
+
+
+def _cells(row: dict[str, float]) -> list[str]:
+    heads = [f"{row[name]:.2f}" if name in row else "" for name in HEADS]
+    return [*heads, verdict(row)]
 
 
 def magnitudes(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
@@ -17,7 +51,7 @@ def magnitudes(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
 
     lines: the objects of metrics.jsonl, where h is log10 Σp² already and z is a mean |z|.
     """
-    found = []
+    rows = []
     for line in lines:
         watch = {key.rpartition("/")[2]: value for key, value in (line.get("watch") or {}).items()}
         row = {"epoch": float(line.get("epoch", 0)), "step": float(line.get("step", 0))}
@@ -26,8 +60,8 @@ def magnitudes(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
             if name in row:
                 row[name] = math.log10(row[name]) if row[name] > 0 else -math.inf
         if len(row) > 2:
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def at_epochs(rows: list[dict[str, float]], epochs: Sequence[float]) -> list[dict[str, float]]:
