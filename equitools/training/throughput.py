@@ -180,7 +180,7 @@ def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[Vie
         matrix = torch.eye(3, device=device).expand(count, 3, 3)
         return View(image, {}, matrix, rows=own, group=planned.group, replaces=planned.replaces)
 
-    part_of = {number: part for part in plan.parts.values() for number in part.members}
+    part_of = {number: part for part in plan.batches.values() for number in part.members}
     return [view(plan.views[number], part_of[number]) for number in sorted(part_of)]
 
 

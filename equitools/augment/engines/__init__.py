@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from equitools.augment import native
 from equitools.augment.engines import compiled, triton_program
 from equitools.augment.native import pages
 from equitools.augment.normalize import as_float, normalize
+from equitools.augment.operations import Menu, Operation
 
 Parameters = dict[str, Tensor]
 # Floats that one pass works on: a share of a core's cache, or a good load for a GPU.
@@ -21,7 +21,7 @@ CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 def carry_out(
     crops: Tensor,
     parameters: Parameters,
-    operations: dict[str, Any],
+    operations: Menu,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
@@ -63,7 +63,7 @@ def chunks(images: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
-def act(operation: Any, images: Tensor, p: Tensor) -> Tensor:
+def act(operation: Operation, images: Tensor, p: Tensor) -> Tensor:
     """Carry out an operation on those pictures that it changes; the input is left as it is.
 
     What has a matrix moves pixels of any type; other operations are given floats in [0, 1].

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,10 +16,19 @@ from torch import Tensor
 
 from equitools.augment import native
 from equitools.augment.native import pages
-from equitools.augment.operations import blur, elastic, flip, gray, jitter, rotation, solarize
+from equitools.augment.operations import (
+    Operation,
+    blur,
+    elastic,
+    flip,
+    gray,
+    jitter,
+    rotation,
+    solarize,
+)
 
 # As numbered in native/finish.c, with the columns of a picture's row that their parameters fill.
-OPERATIONS: dict[ModuleType, slice] = {
+OPERATIONS: dict[Operation, slice] = {
     flip: slice(0, 1),
     rotation: slice(1, 8),
     elastic: slice(8, 11),
@@ -33,7 +41,7 @@ NEUTRAL = (0, *[0] * 7, *[0] * 3, *jitter.IDENTITY, 0, 0, 1)
 LIMIT = 1 << 14  # sides in pixels: rotations count in 16.16 fixed point
 
 
-def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
+def can(images: Tensor, operations: Sequence[Operation]) -> bool:
     """Is this path built, and does it know the operations and the pictures (b 3 h w uint8, CPU)?"""
     known = all(operation in OPERATIONS for operation in operations)
     bytes_here = images.dtype == torch.uint8 and images.device.type == "cpu"
@@ -44,7 +52,7 @@ def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
 def apply(
     images: Tensor,
     parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
+    operations: Sequence[Operation],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
@@ -83,7 +91,7 @@ def _share(pictures: int, *arguments: int) -> None:
 
 
 def table(
-    images: Tensor, parameters: Sequence[Tensor], operations: Sequence[ModuleType]
+    images: Tensor, parameters: Sequence[Tensor], operations: Sequence[Operation]
 ) -> np.ndarray:
     """Parameters as b × 22 float64: the rows that the compiled function reads."""
     rows = np.tile(np.array(NEUTRAL, np.float64), (len(images), 1))

@@ -1,4 +1,4 @@
-"""The passes of programs.py as Triton kernels, each instance on a block of one picture's pixels.
+"""The passes of triton_program.py as Triton kernels, an instance for a block of a picture.
 
 Everything is computed in float32 from the bytes by the formulae of the modules beside this one.
 Flips and rotations are theirs to the bit; floats in [0, 1] differ by 1e-5 at most, by 1e-4 behind
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from equitools.augment.engines import triton_program
 from equitools.augment.engines.triton_color import colors, luma
+from equitools.augment.engines.triton_program import PassPlan
+from equitools.augment.operations import Operation
 
 BLOCK = 1024  # pixels at a time
 CHUNK = 1 << 25  # floats worked on at a time; working memory takes up to five times as many
@@ -33,7 +34,7 @@ NOISE, DISPLACEMENT = (
 def apply(
     images: Tensor,
     parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
+    operations: Sequence[Operation],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
@@ -55,7 +56,7 @@ def apply(
     return out
 
 
-def _carry_out(images: Tensor, made: triton_program.Plan, levels: np.ndarray, out: Tensor) -> None:
+def _carry_out(images: Tensor, made: PassPlan, levels: np.ndarray, out: Tensor) -> None:
     """Launch the passes of a plan one after another."""
     parts = [levels.view(np.int32), made.table.ravel(), *(jobs.ravel() for _, jobs in made.passes)]
     first, table, *every = _sent(np.concatenate(parts), images).split([len(part) for part in parts])

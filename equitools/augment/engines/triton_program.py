@@ -14,13 +14,21 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equitools.augment.operations import blur, elastic, flip, gray, jitter, rotation, solarize
+from equitools.augment.operations import (
+    Operation,
+    blur,
+    elastic,
+    flip,
+    gray,
+    jitter,
+    rotation,
+    solarize,
+)
 
 # Kinds of slots; the first four are numbered as in jitter's order.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, FLIP, ROTATION, NOTHING = range(9)
@@ -33,7 +41,7 @@ LIMIT = 1 << 14  # sides in pixels: rotations count in 16.16 fixed point
 
 
 @dataclass
-class Plan:
+class PassPlan:
     """A batch's programs while they are written, and the passes over its pictures.
 
     table: n × WORDS words. passes: their names, and a row of int32 for each picture that they
@@ -85,7 +93,7 @@ class Plan:
         self.source[rows], self.start[rows] = target, self.end
 
 
-def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
+def can(images: Tensor, operations: Sequence[Operation]) -> bool:
     """Does Triton run here, and are operations and pictures (b 3 h w uint8, CUDA) known?"""
     known = all(operation in WRITE for operation in operations)
     once = len(set(operations)) == len(operations)
@@ -103,15 +111,15 @@ def available() -> bool:
 
 def plan(
     parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
+    operations: Sequence[Operation],
     count: int,
     size: tuple[int, int],
-) -> Plan:
+) -> PassPlan:
     """The programs of `count` pictures of size (height, width), and the passes they need.
 
     parameters: count k float64 of each operation, in the order of carrying out.
     """
-    made = Plan(np.zeros((count, WORDS), np.int32))
+    made = PassPlan(np.zeros((count, WORDS), np.int32))
     for operation, p in zip(operations, parameters, strict=True):
         WRITE[operation](made, p.numpy(), size)
     everything = np.arange(count)
@@ -119,17 +127,17 @@ def plan(
     return made
 
 
-def _flip(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _flip(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.append(FLIP, p[:, 0] != 0, 0)
 
 
-def _rotation(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _rotation(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.append(ROTATION, p[:, 0] != 0, 0)
     looked_up = rotation.coefficients(torch.from_numpy(p), *size)
     made.table[:, TURN] = looked_up.flatten(1).numpy()
 
 
-def _jitter(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _jitter(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     order = p[:, 4:].astype(np.int64)
     factors = np.take_along_axis(p[:, :4], order, axis=1)
     acts = factors != np.array(jitter.IDENTITY)[order]
@@ -139,21 +147,21 @@ def _jitter(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
         made.append(order[:, slot], acts[:, slot], factors[:, slot])
 
 
-def _gray(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _gray(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.append(GRAY, p[:, 0] != 0, 0)
 
 
-def _solarize(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _solarize(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.append(SOLARIZE, p[:, 0] < 1, p[:, 0])
 
 
-def _gaussian(made: Plan, columns: slice, sigma: np.ndarray, half: np.ndarray) -> None:
+def _gaussian(made: PassPlan, columns: slice, sigma: np.ndarray, half: np.ndarray) -> None:
     # A sigma of 0 has one tap, whose weight must not be 0 / 0.
     made.floats(columns)[:, 0] = np.maximum(sigma, 1e-4)
     made.table[:, columns.start + 1] = half
 
 
-def _blur(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _blur(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     half = np.floor(4 * p[:, 0].astype(np.float32))
     _gaussian(made, BLUR, p[:, 0], half)
     rows = (half > 0).nonzero()[0]
@@ -163,7 +171,7 @@ def _blur(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.visit("blur down", rows, there, 0, 0, here)
 
 
-def _elastic(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _elastic(made: PassPlan, p: np.ndarray, size: tuple[int, int]) -> None:
     half = np.where(p[:, 1] > 0, (8 * p[:, 1] + 1).astype(np.int64) // 2, 0)
     _gaussian(made, ELASTIC, p[:, 1], half)
     made.floats(DISPLACEMENT)[:] = p[:, 0] / 2
@@ -178,7 +186,7 @@ def _elastic(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.source[rows] = there
 
 
-WRITE: dict[ModuleType, Callable[[Plan, np.ndarray, tuple[int, int]], None]] = {
+WRITE: dict[Operation, Callable[[PassPlan, np.ndarray, tuple[int, int]], None]] = {
     flip: _flip,
     rotation: _rotation,
     elastic: _elastic,

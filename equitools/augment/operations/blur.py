@@ -8,15 +8,31 @@ levels from PIL's on average on photos.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from equitools.augment.checks import interval, probability
+
 NAMES = ("sigma",)
 IDENTITY = (0.0,)
 COLUMNS = slice(35, 37)
+SCOPE, PLACE, MOVES = "group", 60, False
+
+DEFAULTS = {"global": [1.0, 0.1]}  # of DINO
+
+
+def of_group(
+    where: str, *, blur: float | list[float] = 0.5, sigma: tuple[float, float] = (0.1, 2.0)
+) -> dict[str, Any]:
+    """blur: the probability. sigma: its range, in pixels of the view."""
+    return {
+        "p": probability(blur, f"{where}.blur"),
+        "sigma": interval(sigma, f"{where}.sigma"),
+    }
 
 
 def draw(

@@ -16,12 +16,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools.augment import native
+from equitools.augment.checks import interval
 
 NAMES = ("top", "left", "height", "width")
 IDENTITY = (0.0, 0.0, 1.0, 1.0)
 COLUMNS = slice(0, 24)
+SCOPE, PLACE, MOVES = "group", 0, True
 ATTEMPTS = 10
+DEFAULTS = {"local": [0.05, 0.4]}  # of DINO
 PLAIN = False  # without the instructions that some processors lack, for comparison
+
+
+def of_group(
+    where: str,
+    *,
+    crop: tuple[float, float] = (0.4, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> dict[str, Sequence[float]]:
+    """crop: share of the image's area. ratio: width over height of the window."""
+    return {
+        "scale": interval(crop, f"{where}.crop", most=1),
+        "ratio": interval(ratio, f"{where}.ratio"),
+    }
 
 
 def draw(

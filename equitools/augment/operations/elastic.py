@@ -19,6 +19,7 @@ from torch.nn import functional as F
 NAMES = ("alpha",)
 IDENTITY = (0.0,)
 COLUMNS = slice(26, 28)
+SCOPE, PLACE, MOVES = "views", 30, True
 
 
 def draw(

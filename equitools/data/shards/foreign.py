@@ -9,8 +9,7 @@ from typing import Any
 from equitools.core.errors import DataError
 from equitools.data import images
 from equitools.data.shards import remote
-from equitools.data.shards.tar import set_digest
-from equitools.data.shards.tar import sha256
+from equitools.data.shards.tar import set_digest, sha256
 from equitools.manifest import files
 
 SUFFIXES = (".tar", ".tars")
@@ -29,8 +28,7 @@ def describe(
     Every header is read, and every picture decoded once if `verify`. Raises DataError for what is
     missing, damaged, not decodable (it cannot be dropped without a copy), or for a key twice.
     """
-    from equitools.data.shards.index import ShardIndex
-    from equitools.data.shards.index import locate
+    from equitools.data.shards.index import ShardIndex, locate
 
     paths = locate({"path": pattern}, name)
     index = ShardIndex(paths)

@@ -7,25 +7,23 @@ process. Shards of other make and shards behind URLs read the same. The order is
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-import json
+
 import numpy as np
-import os
 
 from equitools.core import distributed
 from equitools.core.errors import DataError
 from equitools.data.shards import remote
 from equitools.data.shards import table as shards_table
 from equitools.data.shards.table import Table
-from equitools.data.shards.tar import set_digest
-from equitools.data.shards.tar import sha256
+from equitools.data.shards.tar import set_digest, sha256
 from equitools.manifest import files
-
 
 # Up to this size digests are checked when shards are opened; above, sizes are.
 VERIFY_BYTES = 4 << 30

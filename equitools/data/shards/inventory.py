@@ -14,14 +14,9 @@ from equitools.core import files
 from equitools.core.errors import DataError
 from equitools.data.shards import remote
 from equitools.data.shards import table as shards_table
-from equitools.data.shards.packing import DROPPED
-from equitools.data.shards.packing import KINDS
-from equitools.data.shards.packing import PARTIAL
-from equitools.data.shards.packing import Written
-from equitools.data.shards.table import Strings
-from equitools.data.shards.table import Table
-from equitools.data.shards.tar import pattern
-from equitools.data.shards.tar import set_digest
+from equitools.data.shards.packing import DROPPED, KINDS, PARTIAL, Written
+from equitools.data.shards.table import Strings, Table
+from equitools.data.shards.tar import pattern, set_digest
 from equitools.manifest.files import expand
 
 INFO = "_info.json"

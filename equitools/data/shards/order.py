@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-import json
+
 import numpy as np
-import os
-
-
-
 
 # Samples are shuffled within this many shards, so that a disk reads within a bounded region.
 WINDOW = 64

@@ -27,15 +27,9 @@ import numpy as np
 
 from equitools.core.errors import DataError
 from equitools.data import images
-from equitools.data.shards.tar import BLOCK
-from equitools.data.shards.tar import fits
-from equitools.data.shards.tar import header
-from equitools.data.shards.tar import member
+from equitools.data.shards.tar import BLOCK, fits, header, member
 from equitools.data.shards.tar_writer import TarWriter
-from equitools.data.sources.source import Sample
-from equitools.data.sources.source import Source
-from equitools.data.sources.source import rank
-from equitools.data.sources.source import suffix
+from equitools.data.sources.source import Sample, Source, rank, suffix
 
 PARTIAL = ".partial"
 KINDS = (

@@ -24,9 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from equitools.core.errors import EquiError
-from equitools.data.shards.packing import Job
-from equitools.data.shards.packing import Written
-from equitools.data.shards.packing import write_shard
+from equitools.data.shards.packing import Job, Written, write_shard
 from equitools.data.shards.tar_writer import sync
 
 # Below so many samples, starting processes takes longer than it saves.

@@ -102,8 +102,7 @@ def write(
     without it), and what became of each shard. Raises DataError for what cannot be read."""
     from equitools.data.shards import inventory as shards_inventory
     from equitools.data.shards import packing
-    from equitools.data.shards.inventory import find_duplicates
-    from equitools.data.shards.inventory import finish
+    from equitools.data.shards.inventory import find_duplicates, finish
     from equitools.data.shards.pool import write_all
 
     jobs = packing.plan(source, out, **{key: settings[key] for key in (

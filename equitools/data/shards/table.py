@@ -19,8 +19,8 @@ import numpy as np
 
 from equitools.core import files
 from equitools.core.errors import DataError
-from equitools.data.shards.tar import set_digest
 from equitools.data.shards import tar
+from equitools.data.shards.tar import set_digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 
