@@ -27,8 +27,12 @@ def test_two_empty_groups_are_dinos_augmentation():
     assert "solarize" not in local
     for group in (whole, local):
         assert group["jitter"] == {
-            "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
-        }  # fmt: skip
+            "p": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,
+        }
         assert (group["flip"], group["gray"], group["sigma"]) == (0.5, 0.2, [0.1, 2.0])
     assert set(settings) == {"global", "local", "apply", "mean", "std"}
     usual = ["crop", "flip", "jitter", "gray", "blur", "solarize"]

@@ -36,6 +36,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, FLIP, ROTATION, NOTHING =
 KINDS, FACTORS, TURN = slice(0, 8), slice(8, 16), slice(16, 22)
 BLUR, ELASTIC = slice(22, 24), slice(24, 26)  # sigma and half the kernel, in pixels
 DISPLACEMENT, NOISE = 26, slice(27, 29)  # pixels for a unit of noise; the two words of its seed
+MEAN = 29  # of the luma, where a pass has found it for contrast
 WORDS, JOB = 32, 8  # of the table and of a pass's jobs; multiples of 16 bytes, as GPUs read
 LIMIT = 1 << 14  # sides in pixels: rotations count in 16.16 fixed point
 

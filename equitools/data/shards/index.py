@@ -1,8 +1,7 @@
-"""Shards as one indexed sequence of samples, and the order in which an endless run visits them.
+"""Shards as one indexed sequence of samples.
 
 Pictures are read with `pread` at known offsets, so any sample is one system call away, in any
-process. Shards of other make and shards behind URLs read the same. The order is a pure function of
-(seed, epoch): not of workers, processes, or what was read before.
+process. Shards of other make and shards behind URLs read the same.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import numpy as np
 
 from equitools.core import distributed
 from equitools.core.errors import DataError
-from equitools.data.shards import remote
-from equitools.data.shards import table as shards_table
-from equitools.data.shards.table import Table
+from equitools.data.shards import remote, table
+from equitools.data.shards.table import SampleTable
 from equitools.data.shards.tar import set_digest, sha256
 from equitools.manifest import files
 
@@ -43,19 +41,16 @@ class ShardIndex:
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        classes: list[str] | None = None,
-        table: Table | None = None,
+        self, paths: list[Path], classes: list[str] | None = None, known: SampleTable | None = None
     ) -> None:
-        """table: where the samples lie; read from the tar headers when it is not given."""
+        """known: where the samples lie; read from the tar headers when it is not given."""
         self.paths, self.classes, self.digest, self.unverified = paths, classes, "", True
         self.class_count = None if classes is None else len(classes)
-        table = shards_table.read(paths) if table is None else table
-        self.counts, self.keys = table.counts, table.keys
+        samples = table.read(paths) if known is None else known
+        self.counts, self.keys = samples.counts, samples.keys
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), self.counts)
-        self._image, self._info = table.rows[:, 0:2].copy(), table.rows[:, 2:4].copy()
-        self.labels = table.rows[:, 4].copy()
+        self._image, self._info = samples.rows[:, 0:2].copy(), samples.rows[:, 2:4].copy()
+        self.labels = samples.rows[:, 4].copy()
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -118,10 +113,10 @@ class ShardIndex:
             return self._open[shard]
         descriptor = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         if len(self._open) < _OPEN_FILES:
-            kept = self._open.setdefault(shard, descriptor)
-            if kept != descriptor:  # another thread was first
+            first = self._open.setdefault(shard, descriptor)
+            if first != descriptor:  # another thread's
                 os.close(descriptor)
-            return kept
+            return first
         return descriptor
 
     def _release(self, shard: int, descriptor: int) -> None:
@@ -147,8 +142,8 @@ def open_split(document: dict[str, Any], split: str) -> ShardIndex:
     paths = locate(entry, name)
     info = _read_info(paths[0].parent, split)
     verified = _verify(entry, name, paths, info)
-    table = shards_table.load(paths, split, entry.get("digest"))
-    index = ShardIndex(paths, info.get("all_classes"), table)
+    samples = table.load(paths, split, entry.get("digest"))
+    index = ShardIndex(paths, info.get("all_classes"), samples)
     index.class_count = entry.get("classes")
     index.digest, index.unverified = entry.get("digest", ""), not verified
     if len(index) == 0:
@@ -162,11 +157,9 @@ def missing_split(document: dict[str, Any], split: str) -> str:
     """What to say when a split is needed and not there."""
     splits = [name for name in document.get("files") or {} if name.startswith("shards.")]
     has = f"the manifest has {', '.join(splits)}" if splits else "the manifest names no shards"
-    way = (
-        "equi-shard makes one from a val/ folder beside train/, or with holdout=0.1"
-        if split == "val"
-        else "equi-shard SOURCE -o DIR makes one"
-    )
+    way = "equi-shard SOURCE -o DIR makes one"
+    if split == "val":
+        way = "equi-shard makes one from a val/ folder beside train/, or with holdout=0.1"
     return f"a {split} split is needed, and {has}; {way}"
 
 
@@ -198,22 +191,21 @@ def _verify(entry: dict[str, Any], name: str, paths: list[Path], info: dict[str,
     if total != entry.get("bytes", total):
         odd = _first_odd(paths, info, "bytes", [path.stat().st_size for path in paths])
         raise DataError(f"{name} has {total} bytes; its manifest says {entry['bytes']}{odd}")
-    said = entry.get("digest")
-    if said is None or total > VERIFY_BYTES or not distributed.is_main():
+    stated = entry.get("digest")
+    if stated is None or total > VERIFY_BYTES or not distributed.is_main():
         return False
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(sha256, paths))
-    found = set_digest(zip((path.name for path in paths), sums, strict=True))
-    if found != said:
+    digest = set_digest(zip((path.name for path in paths), sums, strict=True))
+    if digest != stated:
         odd = _first_odd(paths, info, "sha256", sums)
-        raise DataError(f"{name} has changed: it is {found}, its manifest says {said}{odd}")
+        raise DataError(f"{name} has changed: it is {digest}, its manifest says {stated}{odd}")
     return True
 
 
-def _first_odd(paths: list[Path], info: dict[str, Any], what: str, found: list) -> str:
+def _first_odd(paths: list[Path], info: dict[str, Any], what: str, actual: list) -> str:
     """The first shard that `_info.json` knows otherwise, to be named."""
-    said = info.get(what, [])
-    for path, expected, value in zip(paths, said, found, strict=False):
+    for path, expected, value in zip(paths, info.get(what, []), actual, strict=False):
         if expected != value:
             return f"; {path} is not what it was"
     return ""

@@ -12,10 +12,9 @@ import numpy as np
 
 from equitools.core import files
 from equitools.core.errors import DataError
-from equitools.data.shards import remote
-from equitools.data.shards import table as shards_table
+from equitools.data.shards import remote, table
 from equitools.data.shards.packing import DROPPED, KINDS, PARTIAL, Written
-from equitools.data.shards.table import Strings, Table
+from equitools.data.shards.table import SampleTable, Strings
 from equitools.data.shards.tar import pattern, set_digest
 from equitools.manifest.files import expand
 
@@ -76,7 +75,7 @@ def finish(
         keys = Strings([key for one in shards for key in one.keys])
         rows, counts = np.concatenate([one.rows for one in shards]), [s.samples for s in shards]
         of = [(one.name, one.bytes, one.sha256) for one in shards]
-        shards_table.save(out, split, Table(keys, rows, tuple(counts)), of)
+        table.save(out, split, SampleTable(keys, rows, tuple(counts)), of)
     return {f"shards.{split}": _entry(out, shards, classes) for split, shards in written.items()}
 
 

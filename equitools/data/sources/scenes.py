@@ -34,29 +34,24 @@ def _arc(cx: float, cy: float, radius: float, start: float, end: float, n: int =
     return [(cx + radius * math.cos(t), cy + radius * math.sin(t)) for t in turns]
 
 
+def _mirrored(right: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A right half from top to bottom, and its mirror image on the way back up."""
+    return right + [(-x, y) for x, y in reversed(right) if x]
+
+
 # Outlines in the unit square [-1, 1], x right, y down, standing upright at angle 0.
 _SHAPES: dict[str, list[tuple[float, float]]] = {
-    "arrow": [
-        (0, -1), (0.7, -0.2), (0.28, -0.2), (0.28, 1), (-0.28, 1), (-0.28, -0.2), (-0.7, -0.2),
-    ],
+    "arrow": _mirrored([(0, -1), (0.7, -0.2), (0.28, -0.2), (0.28, 1)]),
     "crescent": _arc(0, 0, 0.95, 40, 320) + _arc(0.35, 0, 0.68, 295, 65),
     "drop": [(0, -1), *_arc(0, 0.35, 0.62, -30, 210)],
     "dome": [*_arc(0, 0.5, 1.0, 180, 360), (1, 0.6), (-1, 0.6)],
     "ell": [(-0.6, -1), (-0.1, -1), (-0.1, 0.5), (0.75, 0.5), (0.75, 1), (-0.6, 1)],
     "heart": [(0, 0.95), *_arc(-0.46, -0.35, 0.5, 140, 330), *_arc(0.46, -0.35, 0.5, 210, 400)],
-    "house": [
-        (0, -1), (0.85, -0.2), (0.65, -0.2), (0.65, 0.9), (-0.65, 0.9), (-0.65, -0.2),
-        (-0.85, -0.2),
-    ],
-    "kite": [(0, -0.95), (0.65, -0.35), (0, 1.0), (-0.65, -0.35)],
-    "mushroom": [
-        *_arc(0, -0.1, 0.9, 180, 360), (0.3, -0.1), (0.42, 0.9), (-0.42, 0.9), (-0.3, -0.1),
-    ],
-    "tee": [
-        (-0.85, -0.95), (0.85, -0.95), (0.85, -0.45), (0.26, -0.45), (0.26, 1), (-0.26, 1),
-        (-0.26, -0.45), (-0.85, -0.45),
-    ],
-}  # fmt: skip
+    "house": _mirrored([(0, -1), (0.85, -0.2), (0.65, -0.2), (0.65, 0.9)]),
+    "kite": _mirrored([(0, -0.95), (0.65, -0.35), (0, 1.0)]),
+    "mushroom": _arc(0, -0.1, 0.9, 180, 360) + _mirrored([(0.3, -0.1), (0.42, 0.9)]),
+    "tee": _mirrored([(0.85, -0.95), (0.85, -0.45), (0.26, -0.45), (0.26, 1)]),
+}
 CLASSES = tuple(sorted(_SHAPES))
 
 
@@ -101,13 +96,15 @@ def _choose(rng: np.random.Generator, number: int, size: int) -> dict[str, Any]:
         "texture": TEXTURES[int(u[1] * len(TEXTURES))],
         "hue": round(360 * u[2], 2),
         "angle": round(ANGLE * (2 * u[3] - 1), 2),
-        "center": [round(reach + (size - 2 * reach) * u[4], 2),
-                   round(reach + (0.85 * size - 2 * reach) * u[5], 2)],
+        "center": [
+            round(reach + (size - 2 * reach) * u[4], 2),
+            round(reach + (0.85 * size - 2 * reach) * u[5], 2),
+        ],
         "radius": round(radius, 2),
         "horizon": round(0.45 + 0.25 * u[6], 3),
         "light": round(1.6 * u[7] - 0.8, 3),
         "day": round(u[8], 3),
-    }  # fmt: skip
+    }
 
 
 def _silhouette(facts: dict[str, Any], size: int) -> np.ndarray:
@@ -153,10 +150,11 @@ def _cast_shadow(picture: np.ndarray, mask: np.ndarray, facts: dict[str, Any]) -
     size, (_, cy), radius = len(mask), facts["center"], facts["radius"]
     ground = min(max(cy + 1.15 * radius, (facts["horizon"] + 0.08) * size), 0.95 * size)
     shift = -facts["light"] * 0.35 * radius
-    flat = Image.fromarray((mask * 255).astype(np.uint8)).transform(
-        (size, size), Image.Transform.AFFINE,
-        (1, 0, -shift, 0, 4, cy - 4 * ground), Image.Resampling.BILINEAR,
-    ).filter(ImageFilter.GaussianBlur(0.06 * radius))  # fmt: skip
+    squash = (1, 0, -shift, 0, 4, cy - 4 * ground)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    flat = Image.fromarray((mask * 255).astype(np.uint8))
+    flat = flat.transform((size, size), affine, squash, bilinear)
+    flat = flat.filter(ImageFilter.GaussianBlur(0.06 * radius))
     dark = np.asarray(flat, np.float64)[..., None] / 255
     dark[: int(facts["horizon"] * size)] = 0
     return picture * (1 - 0.6 * dark)

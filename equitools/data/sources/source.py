@@ -10,9 +10,17 @@ from typing import Any
 
 # The suffixes that torchvision's ImageFolder reads; .jpeg and .jpe are packed as jpg.
 SUFFIXES = {
-    ".jpg": "jpg", ".jpeg": "jpg", ".jpe": "jpg", ".png": "png", ".webp": "webp", ".bmp": "bmp",
-    ".ppm": "ppm", ".pgm": "pgm", ".tif": "tif", ".tiff": "tif",
-}  # fmt: skip
+    ".jpg": "jpg",
+    ".jpeg": "jpg",
+    ".jpe": "jpg",
+    ".png": "png",
+    ".webp": "webp",
+    ".bmp": "bmp",
+    ".ppm": "ppm",
+    ".pgm": "pgm",
+    ".tif": "tif",
+    ".tiff": "tif",
+}
 
 
 def suffix(name: str) -> str:

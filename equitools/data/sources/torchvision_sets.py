@@ -21,8 +21,10 @@ from equitools.manifest import files
 
 # The published transfer protocols train on these splits; elsewhere on "train".
 TRAIN_SPLIT = {
-    "OxfordIIITPet": "trainval", "FGVCAircraft": "trainval", "Places365": "train-standard",
-}  # fmt: skip
+    "OxfordIIITPet": "trainval",
+    "FGVCAircraft": "trainval",
+    "Places365": "train-standard",
+}
 VAL_SPLITS = ("test", "val", "valid")
 
 
