@@ -193,9 +193,8 @@ def test_crops_are_torchs_to_the_bit(monkeypatch, plain):
     for _ in range(60):
         height, width = generator.integers(1, [120, 400])
         image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        windows = crop.place(
-            generator.random((3, 24)), height, width, scale=(0.05, 1.0), ratio=(0.5, 2)
-        )
+        ranges = {"scale": [(0.05, 1.0)] * 3, "ratio": [(0.5, 2)] * 3}
+        windows = crop.place(generator.random((3, 24)), height, width, **ranges)
         sizes = [*generator.integers(1, 60, 2).tolist(), int(windows[2, 3])]
         ours = crop.take(image, windows, sizes)
         with monkeypatch.context() as patch:

@@ -20,21 +20,20 @@ from torch import Tensor
 from equitools.augment.engines import triton_program
 from equitools.augment.engines.triton_color import colors, luma
 from equitools.augment.engines.triton_program import PassPlan
-from equitools.augment.operations import Operation
+from equitools.augment.normalize import Levels
+from equitools.augment.operation import Operations
 
 BLOCK = tl.constexpr(1024)  # pixels at a time
 CHUNK = 1 << 25  # floats worked on at a time; working memory takes up to five times as many
 JOB, WORDS = tl.constexpr(triton_program.JOB), tl.constexpr(triton_program.WORDS)
 MEAN, NOISE = tl.constexpr(triton_program.MEAN), tl.constexpr(triton_program.NOISE.start)
 DISPLACEMENT = tl.constexpr(triton_program.DISPLACEMENT)
+BLUR = tl.constexpr(triton_program.BLUR.start)
+ELASTIC = tl.constexpr(triton_program.ELASTIC.start)
 
 
 def apply(
-    images: Tensor,
-    parameters: Sequence[Tensor],
-    operations: Sequence[Operation],
-    mean: Sequence[float],
-    std: Sequence[float],
+    images: Tensor, parameters: Sequence[Tensor], operations: Operations, mean: Levels, std: Levels
 ) -> Tensor:
     """Pictures b 3 h w uint8 in any layout → floats b 3 h w, (x - mean) / std of x in [0, 1].
 
@@ -118,25 +117,16 @@ def _finish(
 
 
 @triton.jit
-def _smooth(
-    jobs,
-    table,
-    reals,
-    work,
-    height,
-    width,
-    PLANES: tl.constexpr,
-    ACROSS: tl.constexpr,
-    REFLECT: tl.constexpr,
-    GAUSSIAN: tl.constexpr,
-):
-    """Planes smoothed along one axis, the edges repeated or reflected as often as needed."""
+def _smooth(jobs, table, reals, work, height, width, FIELD: tl.constexpr, ACROSS: tl.constexpr):
+    """Planes smoothed along one axis: two of a field of displacements, whose edges are reflected
+    as often as needed, or three of a picture, whose edges are repeated."""
+    PLANES: tl.constexpr = 2 if FIELD else 3
     tiles = tl.cdiv(height * width, BLOCK)
     jobs += tl.program_id(0) // (tiles * PLANES) * JOB
     plane = tl.program_id(0) // tiles % PLANES
     lanes = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     size, valid = height * width, lanes < height * width
-    column = tl.load(jobs) * WORDS + GAUSSIAN
+    column = tl.load(jobs) * WORDS + (ELASTIC if FIELD else BLUR)
     spread, half = tl.load(reals + column), tl.load(table + column + 1)
     planes = work + (tl.load(jobs + 1).to(tl.int64) * 3 + plane) * size
     x, y = lanes % width, lanes // width
@@ -144,9 +134,9 @@ def _smooth(
     weights = 0.0
     for offset in range(-half, half + 1):
         if ACROSS:
-            place = y * width + _edge(x + offset, width, REFLECT)
+            place = y * width + _edge(x + offset, width, FIELD)
         else:
-            place = _edge(y + offset, height, REFLECT) * width + x
+            place = _edge(y + offset, height, FIELD) * width + x
         distance = offset / spread
         weight = tl.exp(-0.5 * distance * distance)
         total += weight * tl.load(planes + place, mask=valid, other=0.0)
@@ -198,17 +188,16 @@ def _fetch(jobs, reals, work, height, width):
 
 
 # How a pass is launched: its kernel, instances a block of pixels (0: one a picture), and options.
-ALONG = {"across": {"ACROSS": True}, "down": {"ACROSS": False}}
-SMOOTH = {"PLANES": 2, "REFLECT": True, "GAUSSIAN": triton_program.ELASTIC.start}
-SOFTEN = {"PLANES": 3, "REFLECT": False, "GAUSSIAN": triton_program.BLUR.start}
-PASSES: dict[str, tuple[Any, int, dict[str, Any]]] = {
+PASSES: dict[str, tuple[Any, int, dict[str, bool]]] = {
     "mean": (_mean, 0, {}),
     "paint": (_paint, 1, {}),
     "finish": (_finish, 1, {}),
     "noise": (_noise, 1, {}),
     "fetch": (_fetch, 1, {}),
-    **{f"blur {name}": (_smooth, 3, SOFTEN | axis) for name, axis in ALONG.items()},
-    **{f"smooth {name}": (_smooth, 2, SMOOTH | axis) for name, axis in ALONG.items()},
+    "blur across": (_smooth, 3, {"FIELD": False, "ACROSS": True}),
+    "blur down": (_smooth, 3, {"FIELD": False, "ACROSS": False}),
+    "smooth across": (_smooth, 2, {"FIELD": True, "ACROSS": True}),
+    "smooth down": (_smooth, 2, {"FIELD": True, "ACROSS": False}),
 }
 
 

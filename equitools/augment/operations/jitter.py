@@ -37,9 +37,8 @@ def of_group(where: str, *, jitter: dict | None = None) -> dict[str, float]:
     probability(knobs["p"], f"{where}.jitter.p")
     for name, limit in zip(NAMES[:4], (np.inf, np.inf, np.inf, 0.5), strict=True):
         if not 0 <= knobs[name] <= limit:
-            raise UsageError(
-                f"{where}.jitter.{name} is {knobs[name]:g}; it must be in [0, {limit:g}]"
-            )
+            path = f"{where}.jitter.{name}"
+            raise UsageError(f"{path} is {knobs[name]:g}; it must be in [0, {limit:g}]")
     return knobs
 
 

@@ -17,9 +17,11 @@ from equitools.augment import grid, rng
 from equitools.augment.engines import Parameters
 from equitools.augment.operations import Menu, crop
 from equitools.augment.views import groups, layout
-from equitools.augment.views import settings as views_settings
 from equitools.augment.views.groups import Group
 from equitools.augment.views.layout import ViewBatch, ViewPlan
+from equitools.augment.views.settings import groups_of, knobs_of, used
+
+Array = np.ndarray
 
 
 class Draws:
@@ -29,38 +31,31 @@ class Draws:
     how the crops of a sample follow one another when it is inside or outside the portion.
     operations are those that the settings use, in the order of carrying out. grids are the groups
     with `portion` by name, and portion their share of the batch, or None; a share of 1 leaves no
-    sample for the views that they replace, and those batches out.
+    sample for the views that they replace, and no batch.
     """
 
     def __init__(self, settings: dict[str, Any], menu: Menu) -> None:
-        self.operations = {name: menu[name] for name in views_settings.used(settings, menu)}
-        given = views_settings.groups_of(settings, menu)
+        self.operations = {name: menu[name] for name in used(settings, menu)}
+        given = groups_of(settings, menu)
         self.views = [
             ViewPlan(name, group["size"], i, groups.replaced(group))
             for name, group in given.items()
             for i in range(group["count"])
         ]
-        of_all = {
-            name: views_settings.knobs_of(operation, settings[name])
-            for name, operation in self.operations.items()
-            if operation.SCOPE == "views"
-        }
+        shared = [name for name, one in self.operations.items() if one.SCOPE == "views"]
+        of_all = {name: knobs_of(menu[name], settings[name]) for name in shared}
         self.knobs = [
             of_all | groups.draw_knobs(given[view.group], view.index, self.operations)
             for view in self.views
         ]
         self.grids = {name: group for name, group in given.items() if "portion" in group}
         self.portion = next((group["portion"] for group in self.grids.values()), None)
-        self.batches = {
-            name: batch
-            for name, batch in layout.batches(self.views).items()
-            if batch.inside is not False or self.portion != 1
-        }
+        self.batches = layout.batches(self.views, alone=self.portion == 1)
         self.order = {inside: layout.order(self.batches, inside) for inside in (False, True)}
 
     def sample(
         self, height: int, width: int, key: str, seed: int, epoch: int, inside: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Array, Array]:
         """The uniforms of a sample's views, and in pixels the windows of those that it has."""
         uniforms = rng.uniforms(seed, epoch, key, rows=len(self.views))
         if self.portion is None:
@@ -74,17 +69,12 @@ class Draws:
         return uniforms, windows
 
     @staticmethod
-    def _place(uniforms: np.ndarray, knobs: list[Group], height: int, width: int) -> np.ndarray:
+    def _place(uniforms: Array, knobs: list[Group], height: int, width: int) -> Array:
         scale, ratio = ([own["crop"][key] for own in knobs] for key in ("scale", "ratio"))
         return crop.place(uniforms[:, crop.COLUMNS], height, width, scale=scale, ratio=ratio)
 
     def batch(
-        self,
-        uniforms: np.ndarray,
-        windows: np.ndarray,
-        inside: Sequence[bool],
-        seed: int,
-        step: int,
+        self, uniforms: Array, windows: Array, inside: Sequence[bool], seed: int, step: int
     ) -> dict[str, dict[str, Any]]:
         """Each batch's `parameters`; its `rows`, and the shapes of its `grid`, where it has them.
 
@@ -108,7 +98,7 @@ class Draws:
         """The group whose views are a batch inside the portion."""
         return self.grids[self.views[batch.members[0]].group]
 
-    def _grid(self, batch: ViewBatch, uniforms: np.ndarray, shapes: list[grid.Shape]) -> Tensor:
+    def _grid(self, batch: ViewBatch, uniforms: Array, shapes: list[grid.Shape]) -> Tensor:
         """The parameters of the grids of a batch's views, vb 5."""
         moves = [grid.moves(uniforms[view][:, grid.OF_SAMPLES]) for view in batch.members]
         if self.of(batch)["complement"]:
@@ -122,11 +112,8 @@ class Draws:
         cells = [group["size"] / group["patch"]] * len(batch.members)
         return grid.shapes(seed, step, cells, first=batch.members[0] - views, **knobs)
 
-    def _parameters(
-        self, batch: ViewBatch, uniforms: np.ndarray, windows: np.ndarray
-    ) -> Parameters:
-        """Parameters vb k of the operations, view by view, float64: the identity where one is off
-        in a view."""
+    def _parameters(self, batch: ViewBatch, uniforms: Array, windows: Array) -> Parameters:
+        """Parameters vb k float64 of operations, view by view; the identity where one is off."""
         crops = [windows[batch.source(view, moves=True)] for view in batch.members]
         parameters = {"crop": torch.from_numpy(np.concatenate(crops))}
         for name, operation in self.operations.items():

@@ -52,11 +52,8 @@ def portion_settings(
 
 def of_groups(operations: Menu) -> dict[str, Callable[..., Group]]:
     """The operations that groups set, in order, each with the function that has its keys."""
-    return {
-        name: operation.of_group
-        for name in in_order(operations)
-        if hasattr(operation := operations[name], "of_group")
-    }
+    ordered = {name: operations[name] for name in in_order(operations)}
+    return {name: one.of_group for name, one in ordered.items() if hasattr(one, "of_group")}
 
 
 def draw_knobs(group: Group, index: int, operations: Menu) -> dict[str, Group]:

@@ -64,9 +64,9 @@ class ViewBatch:
         return [i for i, one in enumerate(inside) if self.inside in (None, one)]
 
 
-def batches(views: Sequence[ViewPlan]) -> dict[str, ViewBatch]:
+def batches(views: Sequence[ViewPlan], alone: bool = False) -> dict[str, ViewBatch]:
     """The batches by name: "224", and "224 outside" and "224 inside" where there is a portion; "96
-    inside for local" where other views than the global ones are replaced.
+    inside for local" where other views than the global ones are replaced. alone: none outside.
 
     Views that stand in for global ones have one crop for all of them, others one for each pair.
     """
@@ -74,18 +74,15 @@ def batches(views: Sequence[ViewPlan]) -> dict[str, ViewBatch]:
     members: dict[tuple[int, bool | None, str | None], list[int]] = {}
     for number, view in enumerate(views):
         inside = True if view.replaces else (False if view.group in replaced else None)
-        members.setdefault((view.size, inside, view.replaces), []).append(number)
+        if inside is not False or not alone:
+            members.setdefault((view.size, inside, view.replaces), []).append(number)
     made = {}
     for (size, inside, replaces), own in members.items():
+        name = str(size) + {None: "", False: " outside", True: " inside"}[inside]
+        name += f" for {replaces}" if replaces not in (None, "global") else ""
         shared = {None: 1, "global": len(own)}.get(replaces, 2)
-        made[f"{size}{_suffix(inside, replaces)}"] = ViewBatch(size, tuple(own), inside, shared)
+        made[name] = ViewBatch(size, tuple(own), inside, shared)
     return made
-
-
-def _suffix(inside: bool | None, replaces: str | None) -> str:
-    if replaces not in (None, "global"):
-        return f" inside for {replaces}"
-    return {None: "", False: " outside", True: " inside"}[inside]
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,10 @@ def resolve(settings: dict[str, Any], operations: Menu, where: str) -> dict[str,
 
 
 def draw(
-    settings: dict[str, Any],
-    operations: Menu,
-    sample_keys: Sequence[str],
-    seed: int,
-    number: int = 0,
+    settings: dict[str, Any], operations: Menu, keys: Sequence[str], seed: int, number: int = 0
 ) -> dict[str, Tensor]:
     """Parameters {operation: b k} float64 of resolved settings, for each key and pass number."""
-    rows = np.concatenate([rng.uniforms("perturb", seed, number, key) for key in sample_keys])
+    rows = np.concatenate([rng.uniforms("perturb", seed, number, key) for key in keys])
     return {
         name: torch.from_numpy(operations[name].draw(rows[:, operations[name].COLUMNS], **knobs))
         for name, knobs in settings.items()

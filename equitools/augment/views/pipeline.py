@@ -18,7 +18,8 @@ from torch import Tensor
 
 from equitools.augment import geometry, grid
 from equitools.augment.engines import Parameters, carry_out
-from equitools.augment.operations import Menu, Operation, crop
+from equitools.augment.operation import Operation
+from equitools.augment.operations import Menu, crop
 from equitools.augment.views import layout
 from equitools.augment.views import settings as views_settings
 from equitools.augment.views.draws import Draws
@@ -132,13 +133,9 @@ class Views:
         images = carry_out(crops, parameters, order, *levels)
         if not batch.inside:
             return images
-        views = zip(
-            images.unflatten(0, crops.shape[:2]),
-            parameters["grid"].unflatten(0, crops.shape[:2]),
-            drawn["grid"].tolist(),
-            strict=True,
-        )
-        patch = self.draws.of(batch)["patch"]
+        of_views = [one.unflatten(0, crops.shape[:2]) for one in (images, parameters["grid"])]
+        shapes, patch = drawn["grid"].tolist(), self.draws.of(batch)["patch"]
+        views = zip(*of_views, shapes, strict=True)
         return [grid.apply(image, p, grid.Shape(*shape), patch) for image, p, shape in views]
 
     def finish(self, batch: Batch, device: Device = "cpu") -> list[View]:
@@ -153,9 +150,8 @@ class Views:
             if "images" in drawn:
                 images = _sent(drawn["images"], device)
             else:
-                images = self._images(
-                    view_batch, drawn["crops"].to(device, non_blocking=True), drawn
-                )
+                crops = drawn["crops"].to(device, non_blocking=True)
+                images = self._images(view_batch, crops, drawn)
             made |= self._records(view_batch, images, drawn, device)
         return [made[number] for number in sorted(made)]
 
@@ -179,25 +175,19 @@ class Views:
         rows = drawn["rows"].to(device, non_blocking=True) if "rows" in drawn else None
         views = {}
         for place, number in enumerate(batch.members):
-            own = slice(place * count, (place + 1) * count)
+            own, plan = slice(place * count, (place + 1) * count), self.views[number]
+            image = images[place] if isinstance(images, list) else images[own]
+            actions = {name: value[own] for name, value in action.items()}
             views[number] = View(
-                images[place] if isinstance(images, list) else images[own],
-                {name: value[own] for name, value in action.items()},
-                matrix[own],
-                rows=rows,
-                group=self.views[number].group,
-                replaces=self.views[number].replaces,
+                image, actions, matrix[own], rows=rows, group=plan.group, replaces=plan.replaces
             )
         return views
 
     def _matrix(self, parameters: Parameters) -> Tensor:
         """The geometric operations composed in the recipe's order, source → view, b 3 3."""
-        matrices = [
-            operation.matrix(parameters[name])
-            for name, operation in self.draws.operations.items()
-            if hasattr(operation, "matrix")
-        ]
-        return geometry.compose(*matrices)
+        used = self.draws.operations.items()
+        moving = {name: one.matrix for name, one in used if hasattr(one, "matrix")}
+        return geometry.compose(*(matrix(parameters[name]) for name, matrix in moving.items()))
 
 
 def _rebuild(given: dict[str, Any], modules: dict[str, str]) -> Views:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from equitools.augment.checks import probability
 from equitools.augment.normalize import MEAN, STD
-from equitools.augment.operations import Menu, Operation, in_order
+from equitools.augment.operation import Operation
+from equitools.augment.operations import Menu, in_order
 from equitools.augment.views import groups
 from equitools.augment.views.groups import Group
 from equitools.core.errors import UsageError
@@ -51,20 +52,14 @@ def resolve(views: dict[str, Any], operations: Menu) -> dict[str, Any]:
     for key in present:  # a typing error may be near a group's or an operation's name as well
         schema.pick(dict.fromkeys([*COMMON, *shared, "global", "local"]), key, WHAT)
     common = schema.knobs(common_settings, present, "recipe.views")
-    filled = {
-        name: groups.resolve(name, group, operations)
-        for name, group in given.items()
-        if name not in partial
-    }
+    whole = {k: v for k, v in given.items() if k not in partial}
+    filled = {name: groups.resolve(name, whole[name], operations) for name in whole}
     filled = {name: group for name, group in filled.items() if group["count"]}
     filled |= groups.resolve_portions(partial, filled, operations)
     if not filled:
         raise UsageError("recipe.views has no views; add a group, as in views.global.count=2")
-    chosen = {
-        name: resolve_shared(name, views[name], operation)
-        for name, operation in shared.items()
-        if views.get(name) is not None
-    }
+    on = [name for name in shared if views.get(name) is not None]
+    chosen = {name: resolve_shared(name, views[name], shared[name]) for name in on}
     if (order := common.pop("order")) is not None:
         check_order(order, operations, filled, chosen)
         if order != [name for name in in_order(operations) if name in order]:

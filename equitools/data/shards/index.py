@@ -125,9 +125,6 @@ class ShardIndex:
             os.close(descriptor)
 
 
-# --- Opening ---------------------------------------------------------------------------------
-
-
 def open_split(document: dict[str, Any], split: str) -> ShardIndex:
     """Index the shards of a manifest's split ("train", "val").
 

@@ -20,39 +20,34 @@ from equitools.manifest.files import expand
 
 INFO = "_info.json"
 REPORT = "report.tsv"
+Shards = dict[str, list[Written]]  # by split
 
 
-def find_duplicates(written: dict[str, list[Written]]) -> None:
+def find_duplicates(written: Shards) -> None:
     """Add to each shard's findings the files whose bytes an earlier one (train before val) has."""
     every = [(split, one) for split in sorted(written) for one in written[split]]
     sums = np.concatenate([one.sums for _, one in every])
-    if len(sums) == len(np.unique(sums)):
-        return
-    first: dict[int, str] = {}
     values, counts = np.unique(sums, return_counts=True)
     twice = set(values[counts > 1].tolist())
-    for split, one in every:
+    first: dict[int, str] = {}
+    for split, one in every if twice else ():
         for file, number in zip(one.files, one.sums.tolist(), strict=True):
-            if number not in twice:
-                continue
             if number in first:
                 one.found.append(("duplicate", file, f"same bytes as {first[number]}"))
-            first.setdefault(number, f"{split}/{file}")
+            elif number in twice:
+                first[number] = f"{split}/{file}"
 
 
-def report(written: dict[str, list[Written]], ignored: int) -> dict[str, int]:
+def report(written: Shards, ignored: int) -> dict[str, int]:
     """The counts that the manifest states; `dropped` is what is not in the shards."""
-    found = [kind for split in written for one in written[split] for kind, _, _ in one.found]
-    counts = {kind: found.count(kind) for kind in KINDS}
+    kinds = [kind for split in written for one in written[split] for kind, _, _ in one.found]
+    counts = {kind: kinds.count(kind) for kind in KINDS}
     kept = sum(one.samples for split in written for one in written[split])
     return {"kept": kept, "dropped": sum(counts[k] for k in DROPPED), "ignored": ignored} | counts
 
 
 def finish(
-    out: Path,
-    written: dict[str, list[Written]],
-    classes: list[str] | None,
-    ignored: Sequence[str] = (),
+    out: Path, written: Shards, classes: list[str] | None, ignored: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Rename the shards into place, write their tables, `_info.json` and `report.tsv`, which names
     what is `ignored`, too; the `files` of a manifest.
@@ -89,7 +84,7 @@ def _entry(out: Path, shards: list[Written], classes: list[str] | None) -> dict[
     }
 
 
-def _info(written: dict[str, list[Written]], classes: list[str] | None) -> dict[str, Any]:
+def _info(written: Shards, classes: list[str] | None) -> dict[str, Any]:
     splits = {
         split: {
             "name": split,
@@ -104,13 +99,11 @@ def _info(written: dict[str, list[Written]], classes: list[str] | None) -> dict[
     return {"splits": splits, "classes": classes}
 
 
-def _report_lines(written: dict[str, list[Written]], ignored: Sequence[str]) -> Iterator[str]:
+def _report_lines(written: Shards, ignored: Sequence[str]) -> Iterator[str]:
     yield "split\tkind\tfile\treason\n"
-    lines = [
-        (split, *line)
-        for split, shards in written.items()
-        for line in sorted(line for one in shards for line in one.found)
-    ]
+    lines: list[tuple[str, ...]] = []
+    for split, shards in written.items():
+        lines += [(split, *line) for line in sorted(line for one in shards for line in one.found)]
     lines += [("", "ignored", path, "its name is not an image's") for path in sorted(ignored)]
     for split, kind, file, reason in lines:
         name = file.encode("utf-8", "backslashreplace").decode()

@@ -66,9 +66,6 @@ class SampleTable:
     counts: tuple[int, ...]
 
 
-# --- From headers ----------------------------------------------------------------------------
-
-
 def read(paths: list[Path]) -> SampleTable:
     """The table of shards from their tar headers. Raises DataError naming what is wrong."""
     parts = [_read_one(path) for path in paths]
@@ -99,9 +96,8 @@ def _read_one(path: Path) -> tuple[list[str], np.ndarray]:
                 row[4] = _label(os.pread(file.fileno(), size, offset), path, key)
     for key, row in zip(keys, rows, strict=True):
         if row[0] < 0:
-            raise DataError(
-                f"sample '{key}' of {path} has no image ({', '.join(IMAGE_EXTENSIONS)})"
-            )
+            kinds = ", ".join(IMAGE_EXTENSIONS)
+            raise DataError(f"sample '{key}' of {path} has no image ({kinds})")
     return keys, np.array(rows, np.int64).reshape(-1, 5)
 
 
@@ -109,12 +105,8 @@ def _label(text: bytes, path: Path, key: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(
-            f"the label of sample '{key}' of {path} is no number: {text[:20]!r}"
-        ) from None
-
-
-# --- From a file -----------------------------------------------------------------------------
+        what = f"the label of sample '{key}' of {path}"
+        raise DataError(f"{what} is no number: {text[:20]!r}") from None
 
 
 def save(folder: Path, split: str, table: SampleTable, shards: list[tuple[str, int, str]]) -> None:

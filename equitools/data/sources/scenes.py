@@ -227,6 +227,5 @@ def drawn_scenes(size: int, train: int, val: int, seed: int) -> Source:
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
             label, make = i % len(CLASSES), partial(render, seed, split, i, size)
-            name = f"{CLASSES[label]}/{i:06d}.png"
-            splits[split].append(Sample(name, label, make=make))
+            splits[split].append(Sample(f"{CLASSES[label]}/{i:06d}.png", label, make=make))
     return by_file(Source("scenes", splits, list(CLASSES)))
