@@ -157,7 +157,7 @@ def run(request: Request) -> dict[str, Any] | None:
         scores |= {f"perturb/{name}/{key}": value for key, value in outcome.scores.items()}
         facts[name] = outcome.facts
         for what, why in outcome.facts.get("left_out", {}).items():
-            request.said.warning("%s of %s is left out: %s", what, label, why)
+            request.warn(f"{what} of {label} is left out: {why}")
     facts |= devices.platform(settings["device"])
     return request.record(finish(document, settings, scores), identity, **facts)
 

@@ -12,7 +12,7 @@ from equitools.core.errors import UsageError
 from equitools.manifest import run_folder
 
 from .cli.command import command
-from .cli.program import Program, Request, said
+from .cli.program import Program, Request, log
 from .cli.progress import progress
 
 # What may change without changing the scores.
@@ -154,7 +154,7 @@ def extract(
                 progress=bar.advance,
             )  # fmt: skip
         if table.read:
-            said.info("features of %s: %s", split, table.read)
+            log.info("features of %s: %s", split, table.read)
         if settings["eval"] != "embed":
             require_labels(table, split)
             table.features = table.features.to(settings["device"])

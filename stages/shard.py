@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from equitools import manifest
 from equitools.core.errors import DataError
-from equitools.data.shards import settings as shards_settings
-from equitools.data.shards.settings import settle, write
-from equitools.manifest import files, run_folder
+from equitools.data.shards.settings import identity, settle, write
+from equitools.manifest import Document, files, run_folder
 
 from .cli.command import command
 from .cli.program import Program, Request
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 LAYERS = ("source",)
 PARTIAL = ".partial"  # unfinished shards lie here, below the output folder
-SHOWN = 10  # names of each kind of finding on stderr; report.tsv has them all
+NAMED = 10  # files of each kind of finding on stderr; report.tsv has them all
 
 
-def run(request: Request) -> dict[str, Any] | None:
+def run(request: Request) -> Document | None:
     """List, select, check and pack a source; or describe tars that are there already."""
     from equitools.data.shards import foreign
     from equitools.data.sources import subsets
@@ -37,48 +36,53 @@ def run(request: Request) -> dict[str, Any] | None:
     if foreign.is_shards(settings["source"]):
         return adopt(request, settings)
     source = subsets.select(settings)
-    for note in source.notes:
-        request.say(note)
+    for line in source.notes:
+        request.say(line)
     if request.plan:
         request.print_plan(describe(source, settings))
         return None
     return pack(request, settings, source)
 
 
-def draw(request: Request, settings: dict[str, Any]) -> None:
+def draw(request: Request, settings: Document) -> None:
     """Scenes as a folder of pictures and masks, whole or not at all; no shards, so no manifest."""
     from equitools.data.sources import scene_folders
 
-    made = scene_folders.LAYOUTS[settings["layout"]]
+    layout = scene_folders.LAYOUTS[settings["layout"]]
     out = request.out or Path("scenes") / settings["layout"]
     if out.exists():
         raise DataError(f"{out} is there already; remove it, or choose another -o")
     if not request.plan:
         partial = out.with_name(f"{out.name}~")
         shutil.rmtree(partial, ignore_errors=True)
-        made(partial, seed=settings["seed"]).rename(out)
+        layout(partial, seed=settings["seed"]).rename(out)
     request.say(f"{settings['layout']} of scenes in {out}")
 
 
-def pack(request: Request, settings: dict[str, Any], source: Source) -> dict[str, Any]:
+def pack(request: Request, settings: Document, source: Source) -> Document:
     """Write the shards, or answer with the manifest of those that are there."""
-    identity = shards_settings.identity(settings, source)
+    id = identity(settings, source)
     out = request.choose_out(request.out or Path("shards") / default_name(settings, source))
     run_folder.lock(out)
-    if (done := finished(request, out, identity)) is not None:
+    if (done := finished(request, out, id)) is not None:
         return done
     refuse_tars(out)
     total = sum(len(samples) for samples in source.splits.values())
     with progress(total, "shard", "image") as bar:
         entries, report, written = write(source, settings, out, bar.advance)
     if report is not None:
-        tell(request, written, out)
-    document = request.document | {"kind": "shards", "shard": settings | {"report": report}}
+        name_findings(request, written, out)
+    return record(request, settings | {"report": report}, entries, id)
+
+
+def record(request: Request, section: Document, entries: Document, id: str) -> Document:
+    """The manifest of shards with these entries, and the section that says how they were made."""
+    document = request.document | {"kind": "shards", "shard": section}
     document["files"] = {**document.get("files", {}), **entries}
-    return request.record(document, identity)
+    return request.record(document, id)
 
 
-def default_name(settings: dict[str, Any], source: Source) -> str:
+def default_name(settings: Document, source: Source) -> str:
     """The folder's name without -o: the source's, with what was taken of it."""
     words = [source.name]
     if isinstance(settings["classes"], str) and settings["classes"].isalnum():
@@ -88,7 +92,7 @@ def default_name(settings: dict[str, Any], source: Source) -> str:
     return "-".join(words)
 
 
-def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | None:
+def finished(request: Request, out: Path, id: str) -> Document | None:
     """The manifest that is in `out` already, if it is of this very run and its shards are whole.
 
     Raises DataError when it is of another run: nothing of the user's is overwritten.
@@ -99,7 +103,7 @@ def finished(request: Request, out: Path, identity: str) -> dict[str, Any] | Non
     if not path.exists():
         return None
     document = manifest.load_file(path)[0]
-    if (document.get("history") or [{}])[-1].get("id") != identity:
+    if (document.get("history") or [{}])[-1].get("id") != id:
         raise DataError(
             f"{out} holds other shards or settings; choose another -o, or remove it first"
         )
@@ -118,23 +122,23 @@ def refuse_tars(out: Path) -> None:
         raise DataError(f"{out} holds tar files that no manifest describes; choose another -o")
 
 
-def tell(request: Request, written: dict[str, list[Written]], out: Path) -> None:
+def name_findings(request: Request, written: dict[str, list[Written]], out: Path) -> None:
     """Name what verification found, a few of each kind."""
     from equitools.data.shards.inventory import REPORT
     from equitools.data.shards.packing import DROPPED, KINDS
 
-    found = [line for shards in written.values() for one in shards for line in one.found]
+    findings = [line for shards in written.values() for one in shards for line in one.found]
     for kind in KINDS:
-        names_of = sorted(file for what, file, _ in found if what == kind)
-        if not names_of:
+        names = sorted(file for what, file, _ in findings if what == kind)
+        if not names:
             continue
         fate = "dropped" if kind in DROPPED else "kept"
-        shown = names_of[: 0 if kind == "below_crop" else SHOWN]
-        more = f" … all in {out / REPORT}" if len(names_of) > len(shown) else ""
-        request.say(f"{len(names_of)} {kind} ({fate}): {', '.join(shown)}{more}")
+        first = names[: 0 if kind == "below_crop" else NAMED]
+        more = f" … all in {out / REPORT}" if len(names) > len(first) else ""
+        request.say(f"{len(names)} {kind} ({fate}): {', '.join(first)}{more}")
 
 
-def describe(source: Source, settings: dict[str, Any]) -> str:
+def describe(source: Source, settings: Document) -> str:
     """What would be packed, for people."""
     lines = [f"source   {settings['source']}"]
     if source.classes is not None:
@@ -146,7 +150,7 @@ def describe(source: Source, settings: dict[str, Any]) -> str:
     return "\n".join([*lines, f"listing  {source.digest()}"])
 
 
-def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
+def adopt(request: Request, settings: Document) -> Document | None:
     """A manifest for tars that others have made; val_split names those of the val split."""
     from equitools.data.shards import foreign
 
@@ -154,13 +158,13 @@ def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
     if settings["val_split"] is not None:
         val = settings["val_split"]
         patterns["val"] = val if ":" in val else str(files.absolute(val))
-    identity = manifest.identity(settings | {"workers": None}, foreign.listing(patterns))
+    id = manifest.identity(settings | {"workers": None}, foreign.listing(patterns))
     if request.plan:
         request.print_plan("\n".join(f"{split:8} {path}" for split, path in patterns.items()))
         return None
     if request.out is not None:
         run_folder.lock(request.choose_out(request.out))
-        if (done := finished(request, request.out, identity)) is not None:
+        if (done := finished(request, request.out, id)) is not None:
             return done
     entries = {}
     with progress(None, "shard", "image") as bar:
@@ -169,9 +173,7 @@ def adopt(request: Request, settings: dict[str, Any]) -> dict[str, Any] | None:
             entries[name], bare = foreign.describe(pattern, name, settings["verify"], bar.advance)
             if bare:
                 request.say(f"{bare} samples of {pattern} have no label")
-    document = request.document | {"kind": "shards", "shard": settings | {"report": None}}
-    document["files"] = {**document.get("files", {}), **entries}
-    return request.record(document, identity)
+    return record(request, settings | {"report": None}, entries, id)
 
 
 program = Program(

@@ -124,7 +124,7 @@ def run(request: Request) -> dict[str, Any] | None:
     source = data.source(encoder, settings, out, progress)
     outcome = evaluation(source, **{key: settings[key] for key in own_knobs(evaluation)})
     for what, why in outcome.facts.get("left_out", {}).items():
-        request.said.warning("left out: %s, because %s", what, why)
+        request.warn(f"left out: {what}, because {why}")
     facts = {"encoder": label, "weights": weights, "data": data.digest, **outcome.facts}
     facts |= devices.platform(settings["device"])
     return request.record(write(document, settings, outcome, out), identity, **facts)

@@ -20,7 +20,9 @@ from equitools.backbones.positions import fix
 from equitools.backbones.vit import LateClassToken
 from equitools.backbones.vmamba import VMamba, checkpoint_filter_fn
 from equitools.core.errors import DataError, UsageError
-from equitools.manifest import schema
+from equitools.manifest import Document, schema
+
+REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError)  # timm's, of wrong arguments
 
 
 def settings(
@@ -34,7 +36,7 @@ def settings(
     positions: Literal["learned", "sincos"] = "learned",
     cls_after: int | str | None = None,
     args: dict | None = None,
-) -> dict[str, Any]:
+) -> Document:
     """The knobs of `recipe.backbone`; the signature is the schema.
 
     name: vit_mini, resnet_mini, vmamba_mini, vmamba_tiny (small, base) or any timm name. split:
@@ -58,14 +60,14 @@ def menu() -> dict[str, Callable[[], Blueprint]]:
     }
 
 
-def resolve(given: dict[str, Any]) -> dict[str, Any]:
+def resolve(given: Document) -> Document:
     """The backbone's settings with every default written back; UsageError for unknown names."""
-    found = settings(**schema.knobs(settings, given, "recipe.backbone"))
-    _blueprint(found["name"])
-    return found
+    chosen = settings(**schema.knobs(settings, given, "recipe.backbone"))
+    _blueprint(chosen["name"])
+    return chosen
 
 
-def create(given: dict[str, Any]) -> Encoder:
+def create(given: Document) -> Encoder:
     """A fresh Encoder from a recipe's `backbone`; ViTs take any picture size.
 
     Raises UsageError for an unknown name, for arguments that timm refuses, for a split that
@@ -79,7 +81,7 @@ def create(given: dict[str, Any]) -> Encoder:
     training = {"drop_path_rate": chosen["drop_path"]} if chosen["drop_path"] else {}
     try:
         trunk, args = _trunk(architecture, args, pretrained=chosen["pretrained"], **training)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except REFUSALS as error:
         raise UsageError(f"timm cannot build backbone {chosen['name']}: {error}") from error
     if not chosen["pretrained"]:
         # What is meant for small pictures sees them whole; 224 px are the middle of 256.
@@ -94,7 +96,7 @@ def create(given: dict[str, Any]) -> Encoder:
     return Encoder(trunk, chosen, architecture, args, args.get("img_size", size))
 
 
-def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
+def load(config: Document, state: dict[str, Tensor]) -> Encoder:
     """An Encoder from the content of `config.json` and the tensors of the weights file.
 
     Configurations that timm or others wrote are accepted; classifier weights are left out.
@@ -113,15 +115,15 @@ def load(config: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
     )
     try:
         trunk, args = _trunk(architecture, args)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except REFUSALS as error:
         raise DataError(f"timm cannot build '{architecture}' of config.json: {error}") from error
     described = config.get("pretrained_cfg", config)
     trunk.pretrained_cfg = {**trunk.pretrained_cfg, **described}
     if isinstance(trunk, VMamba):
         state = checkpoint_filter_fn(state, trunk)
-    kept = {key: value for key, value in state.items() if not _classifier(key, trunk)}
-    _refuse_mismatch(trunk.state_dict(), kept, chosen["name"])
-    trunk.load_state_dict(kept)
+    weights = {key: value for key, value in state.items() if not _classifier(key, trunk)}
+    _refuse_mismatch(trunk.state_dict(), weights, chosen["name"])
+    trunk.load_state_dict(weights)
     size = ours.get("image_size") or described.get("input_size", [3, 224, 224])[-1]
     return Encoder(trunk, chosen, architecture, args, size)
 
@@ -137,9 +139,7 @@ def _blueprint(name: str) -> Blueprint:
     raise UsageError(f"no backbone '{name}'{hint} (ours: {', '.join(sorted(own))}; or timm's)")
 
 
-def _late(
-    chosen: dict[str, Any], architecture: str, args: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
+def _late(chosen: Document, architecture: str, args: Document) -> tuple[str, Document]:
     """The architecture and arguments of a ViT whose class token joins late."""
     if chosen["pretrained"]:
         raise UsageError(
@@ -150,7 +150,7 @@ def _late(
     return "late_cls", {**args, "base": base, "cls_after": chosen["cls_after"]}
 
 
-def _trunk(architecture: str, args: dict[str, Any], **training: Any) -> tuple[Any, dict[str, Any]]:
+def _trunk(architecture: str, args: Document, **training: Any) -> tuple[Any, Document]:
     """The timm network without a classifier, and the arguments that would build it again."""
     logging.getLogger("timm").setLevel(logging.WARNING)
     if "dynamic_img_size" not in args and _takes_any_size(architecture):
@@ -167,12 +167,11 @@ def _takes_any_size(architecture: str) -> bool:
 
 
 def _start_fresh(trunk: Any, crop_pct: float) -> None:
-    """Start the class token as DINO does (a late one stays near 0, as SER's); pictures are
-    normalized as ImageNet's are."""
-    late = isinstance(trunk, LateClassToken)
+    """Start the class token as DINO does; pictures are normalized as ImageNet's are."""
+    late = isinstance(trunk, LateClassToken)  # its token stays near 0, as SER's
     if isinstance(getattr(trunk, "cls_token", None), Tensor) and not late:
         nn.init.trunc_normal_(trunk.cls_token, std=0.02)
-    pictures: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    pictures: Document = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     pictures |= {"crop_pct": crop_pct, "interpolation": "bicubic"}
     trunk.pretrained_cfg = {**trunk.pretrained_cfg, **pictures}
 
@@ -184,21 +183,15 @@ def _classifier(key: str, trunk: Any) -> bool:
 
 
 def _refuse_mismatch(wanted: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
-    problems = [
-        ("missing", sorted(wanted.keys() - given.keys())),
-        ("unexpected", sorted(given.keys() - wanted.keys())),
-        (
-            "of another shape",
-            [
-                f"{key} {tuple(given[key].shape)} for {tuple(wanted[key].shape)}"
-                for key in wanted.keys() & given.keys()
-                if wanted[key].shape != given[key].shape
-            ],
-        ),
-    ]
-    told = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in problems if keys]
-    if told:
-        raise DataError(f"the weights are not those of {name}: {'; '.join(told)}")
+    shapes = {k: (tuple(given[k].shape), tuple(wanted[k].shape)) for k in wanted if k in given}
+    problems = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "of another shape": [f"{k} {a} for {b}" for k, (a, b) in shapes.items() if a != b],
+    }
+    listed = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in problems.items() if keys]
+    if listed:
+        raise DataError(f"the weights are not those of {name}: {'; '.join(listed)}")
     broken = [key for key, value in given.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise DataError(f"the weights of {name} are not finite: {_few(broken)}")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from equitools import backbones
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError
 from equitools.core.files import write_atomic
-from equitools.manifest.files import entry
+from equitools.manifest import Document, entry
 from equitools.nn.serialization import load_tensors, save_tensors
 
 
-def save_encoder(folder: Path, encoder: Any) -> dict[str, Any]:
+def save_encoder(folder: Path, encoder: Any) -> Document:
     """Write `model.safetensors` and `config.json` of an encoder; returns the manifest's entry."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.json", json.dumps(encoder.config(), indent=2) + "\n")
@@ -23,7 +24,7 @@ def save_encoder(folder: Path, encoder: Any) -> dict[str, Any]:
     return entry(path)
 
 
-def load_encoder(where: str | Path, backbone: dict[str, Any] | None = None) -> Any:
+def load_encoder(where: str | Path, backbone: Document | None = None) -> Encoder:
     """An encoder from a folder, a safetensors file, or (a text without slashes) a timm name.
 
     backbone: what the weights are of, in a recipe's words, where no config.json beside them says

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from equitools.backbones import narrow_conv
 from equitools.core.errors import UsageError
 from equitools.core.records import Features
+from equitools.manifest import Document
 
 
 def split_width(dim: int, ratio: float, rounding: str) -> int:
@@ -48,9 +49,9 @@ class Encoder(nn.Module):
     def __init__(
         self,
         trunk: Any,
-        settings: dict[str, Any],
+        settings: Document,
         architecture: str,
-        args: dict[str, Any],
+        args: Document,
         image_size: int,
     ) -> None:
         super().__init__()
@@ -98,24 +99,26 @@ class Encoder(nn.Module):
         stage's map of what has none. Raises UsageError for what this network does not have.
         """
         self._check(image, mask, attention)
+        wanted = {self._block(i) for i in maps} | set(self._last(cls))
         if keys and not self.has_keys:
-            self.channels(self.depth)
-        last_map = {self.depth - 1} if keys and not self.has_keys else set()
-        blocks = sorted({self._block(i) for i in maps} | set(self._last(cls)) | last_map)
+            self.channels(self.depth)  # refuses a network without maps
+            wanted.add(self.depth - 1)
+        blocks = sorted(wanted)
         with _Listener(self._attention(attention or (keys and self.has_keys))) as listener:
             if blocks:
                 last, inner = self.trunk.forward_intermediates(image, indices=blocks, **self._extra)
             else:
                 last, inner = self.trunk.forward_features(image), []
-        found = dict(zip(blocks, inner, strict=True))
+        outputs = dict(zip(blocks, inner, strict=True))
         features = Features(self.trunk.forward_head(last, pre_logits=True), self.split)
-        features.maps = {i: self._map(found[self._block(i)]) for i in maps}
-        features.cls = {i: self._token(found[i]) for i in self._last(cls)}
+        features.maps = {i: self._map(outputs[self._block(i)]) for i in maps}
+        features.cls = {i: self._token(outputs[i]) for i in self._last(cls)}
         if cls and not self.is_vit:
             features.cls = {self.depth - 1: features.pooled}
         features.attention = listener.weights() if attention else None
         if keys:
-            features.keys = self._keys(image, listener) if self.has_keys else found[self.depth - 1]
+            last_map = outputs.get(self.depth - 1)
+            features.keys = self._keys(image, listener) if self.has_keys else last_map
         return features
 
     def channels(self, layer: int) -> int:
@@ -133,10 +136,10 @@ class Encoder(nn.Module):
             )
         return int(self.trunk.feature_info[layer - 1]["num_chs"])
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Document:
         """What `config.json` says: enough for plain timm, and our own part under `equitools`."""
         cfg = dict(self.trunk.pretrained_cfg)
-        kept = ("interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
+        copied = ("interpolation", "crop_pct", "mean", "std", "first_conv", "classifier")
         side = self.image_size
         return {
             "architecture": self.architecture,
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
             "num_features": self.dim,
             "model_args": self.args,
             "pretrained_cfg": {
-                **{key: _plain(cfg[key]) for key in kept if key in cfg},
+                **{key: _plain(cfg[key]) for key in copied if key in cfg},
                 "input_size": [3, side, side],
                 "fixed_input_size": False,
                 "num_classes": 0,
@@ -160,7 +163,7 @@ class Encoder(nn.Module):
         }
 
     @property
-    def _extra(self) -> dict[str, Any]:
+    def _extra(self) -> dict[str, bool]:
         return {"return_prefix_tokens": True} if self.is_vit else {}
 
     def _last(self, count: int) -> list[int]:
@@ -175,10 +178,10 @@ class Encoder(nn.Module):
             raise UsageError(f"no block {index}; {self.settings['name']} has {self.depth}")
         return index % self.depth
 
-    def _map(self, output: Any) -> Tensor:
-        return output[0] if self.is_vit else output
+    def _map(self, output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        return output[0] if isinstance(output, tuple) else output
 
-    def _token(self, output: Any) -> Tensor:
+    def _token(self, output: tuple[Tensor, Tensor]) -> Tensor:
         return self.trunk.norm(output[1])[:, 0]
 
     def _attention(self, wanted: bool) -> Any:
@@ -208,7 +211,7 @@ class Encoder(nn.Module):
 
 
 class _Listener:
-    """Keeps what an attention layer is given while it runs; None is never heard."""
+    """Remembers what an attention layer is given while it runs; None is never heard."""
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.handle = layer, None
@@ -216,14 +219,14 @@ class _Listener:
 
     def __enter__(self) -> _Listener:
         if self.layer is not None:
-            self.handle = self.layer.register_forward_pre_hook(self._keep)
+            self.handle = self.layer.register_forward_pre_hook(self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:
             self.handle.remove()
 
-    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _hear(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.tokens = inputs[0]
 
     def keys(self) -> Tensor:

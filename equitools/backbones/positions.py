@@ -8,9 +8,8 @@ He, 2021, "MoCo v3").
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from equitools.core.errors import UsageError
@@ -28,10 +27,11 @@ def sincos(height: int, width: int, dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def fix(trunk: Any) -> None:
+def fix(trunk: VisionTransformer) -> None:
     """Give a timm ViT these positions, which are not trained."""
+    assert trunk.pos_embed is not None
     height, width = trunk.patch_embed.grid_size
-    found = sincos(height, width, trunk.pos_embed.shape[-1])
+    positions = sincos(height, width, trunk.pos_embed.shape[-1])
     trunk.pos_embed.zero_()
-    trunk.pos_embed[0, -len(found) :] = found
+    trunk.pos_embed[0, -len(positions) :] = positions
     trunk.pos_embed.requires_grad_(False)

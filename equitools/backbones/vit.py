@@ -61,9 +61,9 @@ class LateClassToken(VisionTransformer):
         for block, tokens in enumerate(self._outputs(x)):
             if block in taken:
                 first = self.num_prefix_tokens if block >= self.cls_after else 0
-                found = self.norm(tokens) if norm else tokens
-                prefixes.append(found[:, :first])
-                maps.append(found[:, first:])
+                output = self.norm(tokens) if norm else tokens
+                prefixes.append(output[:, :first])
+                maps.append(output[:, first:])
             if stop_early and block == last:
                 break
         if output_fmt == "NCHW":

@@ -1,6 +1,6 @@
 """VMamba: pictures read by a state space model along four paths, in stages of blocks.
 
-    stem: a pixel for each 4×4,   stage: blocks (vmamba_block.py), then half as many pixels,
+    stem: a pixel for each 4×4,   stage: blocks (vss_block.py), then half as many pixels,
     pooled = mean over the pixels of norm(last map)
 
 (Liu et al., 2024, "VMamba: Visual State Space Model", section 4.) This is the family s1l of the
@@ -84,7 +84,7 @@ class VMamba(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Any:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The final map and maps of stages, as timm's networks give them: before they are halved.
 
         norm: apply the final norm to the last stage's map too.
@@ -95,10 +95,10 @@ class VMamba(nn.Module):
         outputs = self._outputs(x, last + 1 if stop_early else len(self.layers))
         whole = len(outputs) == len(self.layers)
         final = self._final(outputs[-1]) if whole else planes(outputs[-1])
-        found = [planes(output) for i, output in enumerate(outputs) if i in wanted]
+        maps = [planes(output) for i, output in enumerate(outputs) if i in wanted]
         if norm and whole and len(self.layers) - 1 in wanted:
-            found[-1] = final
-        return found if intermediates_only else (final, found)
+            maps[-1] = final
+        return maps if intermediates_only else (final, maps)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -138,25 +138,25 @@ class VMamba(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters of the recurrence whose zero means nothing, and Ds, which starts at one."""
-        kept = ("A_logs", "Ds", "dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(kept)}
+        recurrence = ("A_logs", "Ds", "dt_projs_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(recurrence)}
 
     def _outputs(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
         """What the first stages (None: all) make of pictures b 3 h w, b h w d each."""
-        if min(x.shape[-2:]) < self.smallest:
+        (height, width), side = x.shape[-2:], self.smallest
+        if min(height, width) < side:
             raise UsageError(
-                f"a picture of {x.shape[-2]}×{x.shape[-1]} px leaves the last of"
-                f" {len(self.layers)} stages less than a pixel; it takes {self.smallest}×"
-                f"{self.smallest} px or more"
+                f"a picture of {height}×{width} px leaves the last of {len(self.layers)} stages"
+                f" less than a pixel; it takes {side}×{side} px or more"
             )
         again = self.grad_checkpointing and torch.is_grad_enabled()
-        x, found = self.patch_embed(x.contiguous(memory_format=torch.channels_last)), []
+        x, outputs = self.patch_embed(x.contiguous(memory_format=torch.channels_last)), []
         for i, stage in enumerate(self.layers[:stages]):
             x = self.layers[i - 1].downsample(x) if i else x
             for block in stage.blocks:
                 x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
     def _final(self, x: Tensor) -> Tensor:
         return planes(self.classifier["norm"](x))
@@ -189,14 +189,14 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
     Early checkpoints call some parts otherwise, and keep 1×1 convolutions where linear layers are.
     """
     wanted = model.state_dict()
-    found = {}
+    renamed = {}
     for name, value in state.items():
         for old, new in LEGACY.items():
             name = new + name.removeprefix(old) if name.startswith(old) else name
         name = name.replace(".ln_1.", ".norm.").replace(".self_attention.", ".op.")
         flat = value.ndim == 4 and name in wanted and wanted[name].ndim == 2
-        found[name] = value.flatten(1) if flat else value
-    return found
+        renamed[name] = value.flatten(1) if flat else value
+    return renamed
 
 
 LEGACY = {
@@ -214,36 +214,29 @@ def _halving(inside: int, outside: int) -> nn.Conv2d:
 def _embed(channels: int, dim: int) -> nn.Sequential:
     """A pixel for each 4×4: two convolutions that halve, each with its norm; b c h w → b h w d."""
     inner, norm, last = _halving(channels, dim // 2), nn.LayerNorm(dim // 2), nn.LayerNorm(dim)
-    pixels, planes = Order(0, 2, 3, 1), Order(0, 3, 1, 2)
-    return nn.Sequential(
-        inner, pixels, norm, planes, nn.GELU(), _halving(dim // 2, dim), pixels, last
-    )
+    in_, out = Order(0, 2, 3, 1), Order(0, 3, 1, 2)
+    return nn.Sequential(inner, in_, norm, out, nn.GELU(), _halving(dim // 2, dim), in_, last)
 
 
 def _halve(dim: int, wider: int) -> nn.Sequential:
     """b h w d → b ⌈h/2⌉ ⌈w/2⌉ wider, normed."""
-    return nn.Sequential(
-        Order(0, 3, 1, 2), _halving(dim, wider), Order(0, 2, 3, 1), nn.LayerNorm(wider)
-    )
+    out, in_ = Order(0, 3, 1, 2), Order(0, 2, 3, 1)
+    return nn.Sequential(out, _halving(dim, wider), in_, nn.LayerNorm(wider))
 
 
-def _build(variant: str, pretrained: bool, given: dict[str, Any], **shape: Any) -> Any:
-    return build_model_with_cfg(
-        VMamba, variant, pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**shape, **given},
-    )  # fmt: skip
-
-
-_PICTURES = {
-    "input_size": (3, 224, 224), "pool_size": (7, 7), "num_classes": 1000, "crop_pct": 0.875,
-    "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "patch_embed.0", "classifier": "classifier.head",
-}  # fmt: skip
+_PICTURES: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+_PICTURES |= {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}
+_PICTURES |= {"pool_size": (7, 7), "num_classes": 1000}
+_PICTURES |= {"first_conv": "patch_embed.0", "classifier": "classifier.head"}
 default_cfgs = generate_default_cfgs(
     dict.fromkeys(("vmamba_tiny", "vmamba_small", "vmamba_base"), _PICTURES)
 )
+
+
+def _build(variant: str, pretrained: bool, given: dict[str, Any], **shape: Any) -> VMamba:
+    maps = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}  # timm changes it
+    args = {"pretrained_filter_fn": checkpoint_filter_fn, "feature_cfg": maps, **shape, **given}
+    return build_model_with_cfg(VMamba, variant, pretrained, **args)
 
 
 @register_model

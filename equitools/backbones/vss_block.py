@@ -2,7 +2,7 @@
 
     x ← x + S(norm x),   x ← x + M(norm₂ x),   S = out · norm · scan · SiLU · conv₃ₓ₃ · in
 
-The scan (equitools.crossscan) is one recurrence s_t = exp(Δ_t A) s_{t-1} + Δ_t B_t x_t,
+The scan (selective_scan) is one recurrence s_t = exp(Δ_t A) s_{t-1} + Δ_t B_t x_t,
 y_t = C_t s_t + D x_t per channel and path: rows, columns, and both backward; Δ, B and C are
 projections of x (Liu et al., 2024, "VMamba: Visual State Space Model", section 4).
 """

@@ -18,8 +18,14 @@ def pick_device(device: str) -> str:
     return device
 
 
+def pick_precision(precision: str, device: str) -> str:
+    """What `auto` means on a device: bf16 on a GPU that computes in it, else fp32."""
+    if precision == "auto":
+        return "bf16" if device != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
+    return precision
+
+
 def platform(device: str) -> dict[str, str]:
     """The device and the versions that a number depends on."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-    found = {package: version(package) for package in ("torch", "torchvision", "timm")}
-    return {"device": name, **found}
+    return {"device": name} | {name: version(name) for name in ("torch", "torchvision", "timm")}

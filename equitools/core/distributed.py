@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from equitools.core.processes import launched
+from equitools.core import processes
 
+T = TypeVar("T")
 # Rank 0 may wait for the stage before it in the pipe for days; the others wait for rank 0.
 PATIENCE = timedelta(days=30)
 
 
 def start(device: str = "auto") -> None:
     """Join the process group that the launcher describes; nothing happens on one process."""
-    if launched() < 2 or dist.is_initialized():
+    if processes.launched() < 2 or dist.is_initialized():
         return
     cuda = torch.cuda.is_available() and device != "cpu"
     if cuda:
@@ -38,7 +39,7 @@ def stop() -> None:
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else processes.rank()
 
 
 def world_size() -> int:
@@ -57,7 +58,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: T) -> T:
     """Give every process the value (plain Python data) that rank 0 has."""
     start()
     if world_size() == 1:
@@ -85,13 +86,13 @@ def any_across(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(total > 0)
 
 
-def everyones(value: Any) -> list[Any]:
+def everyones(value: T) -> list[T]:
     """What every process has for `value` (plain Python data), by rank."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather(value: Tensor) -> Tensor:

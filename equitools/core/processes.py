@@ -14,6 +14,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's number among those that the launcher started, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def adopt_slurm(environment: os._Environ[str] | dict[str, str] = os.environ) -> None:
     """Under `srun` with several tasks, say in torchrun's variables what Slurm says in its own.
 
@@ -24,13 +29,10 @@ def adopt_slurm(environment: os._Environ[str] | dict[str, str] = os.environ) -> 
         return
     nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
     job = int(environment.get("SLURM_JOB_ID", "0"))
-    for name, value in (
-        ("RANK", environment["SLURM_PROCID"]),
-        ("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")),
-        ("WORLD_SIZE", str(count)),
-        ("MASTER_ADDR", first_node(nodes)),
-        ("MASTER_PORT", str(20000 + job % 20000)),
-    ):
+    place = {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": str(count)}
+    place |= {"LOCAL_RANK": environment.get("SLURM_LOCALID", "0")}
+    place |= {"MASTER_ADDR": first_node(nodes), "MASTER_PORT": str(20000 + job % 20000)}
+    for name, value in place.items():
         environment.setdefault(name, value)
 
 
@@ -38,16 +40,6 @@ def first_node(nodes: str) -> str:
     """The first host of a Slurm node list: `gpu[03-07,9],cpu1` starts with gpu03."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
-
-
-def rank() -> int:
-    """This process's number among those that a launcher started."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def ranks() -> int:
-    """How many processes a launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def end_with_parent() -> None:

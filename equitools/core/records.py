@@ -70,8 +70,8 @@ class Portion:
 
     Every record's `rows` are the samples of this process's batch that the views show, the same for
     all. maps are those of the layers that terms ask for, on each view's own grid. target is None
-    where no term reads a slow encoder, and where that does not see these views, as it sees no local
-    ones. There may be no rows here while other processes have some.
+    where no term reads a target network, and where that does not see these views, as it sees no
+    local ones. There may be no rows here while other processes have some.
     """
 
     views: list[View]

@@ -10,19 +10,20 @@ K = 65536, so it would do nothing).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equitools.core.records import Step
 from equitools.nn import collapse, ema
+from equitools.nn.heads import DINOHead
 from equitools.nn.losses import prototypes
 from equitools.nn.losses.parameter_balance import Norm, ScaleFree, balance
-from equitools.nn.term import check_pair, partners
+from equitools.nn.term import Objective, Term, check_pair, partners, target_features
 
 
-class CLeVER(nn.Module):
+class CLeVER(Term):
     """CLeVER: decorrelates assignments of the EF part across views, balances heads (Song, 2024).
 
     Reads `.equivariant`, b d. Needs an objective with a distribution head (dino, ibot) and an
@@ -34,14 +35,12 @@ class CLeVER(nn.Module):
 
     target = True
     split = True
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
     needs = "distribution"
 
     def __init__(
         self,
         dim: int,
-        objective: Any,
+        objective: Objective,
         *,
         out_dim: int = 65536,
         beta: float = 1.0,
@@ -53,8 +52,8 @@ class CLeVER(nn.Module):
     ) -> None:
         super().__init__()
         check_pair(self, "clever", dim, objective)
-        (self.head,) = objective.make_heads(dim, out_dim=out_dim)
-        self.slow_head = ema.slow_copy(self.head)
+        self.head = cast(DINOHead, objective.make_heads(dim, out_dim=out_dim)[0])
+        self.target_head = ema.copy(self.head)
         self.center = ema.Center(out_dim, center_momentum)
         self.beta, self.regularization = beta, regularization
         self.orthogonality = orthogonality
@@ -62,46 +61,38 @@ class CLeVER(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """β · L_Orth, in [0, β], and λ · L_PReg when λ > 0."""
-        found = {"clever/orth": self.beta * self.overlap(step)}
+        losses = {"clever/orth": self.beta * self.overlap(step)}
         if self.regularization:
             pairs = step.objective.heads(), self.heads()
             gap = balance(*pairs, norm=self.norm, scale_free=self.scale_free)
-            found["clever/preg"] = self.regularization * gap
-        return found
+            losses["clever/preg"] = self.regularization * gap
+        return losses
 
     def overlap(self, step: Step) -> Tensor:
         """L_Orth: how much the views' EF assignments overlap; 0 is orthogonal, 1 is equal."""
-        online = torch.stack([f.equivariant for f in step.online])
-        met, slow, warmth = partners(step), self.slow(step), step.objective.temperatures(step)
+        codes = self.head.bottleneck(torch.stack([f.equivariant for f in step.online]))
+        target, temperature = self.teacher(step), step.objective.temperatures(step)[0]
         # Both vectors are positive, so the absolute value of Eq. 11 is the value itself.
-        pairs = prototypes.Pairs(self.orthogonality, met, warmth[0], slow)
-        found = prototypes.mean(self.head.bottleneck(online), self.head.last_layer, pairs)
+        pairs = prototypes.ViewPairs(self.orthogonality, partners(step), temperature, target)
         if self.training:
-            self.center.observe(slow.mean_logits())
-        return found
+            self.center.observe(target.mean_logits())
+        return prototypes.mean(codes, self.head.last_layer, pairs)
 
     @torch.no_grad()
-    def slow(self, step: Step) -> prototypes.Slow:
-        """What the slow EF head needs to say something about each global view."""
-        codes = self.slow_head.bottleneck(torch.stack([f.equivariant for f in step.target or []]))
+    def teacher(self, step: Step) -> prototypes.TargetHead:
+        """What the target EF head needs to say something about each global view."""
+        features = torch.stack([f.equivariant for f in target_features(step)])
         temperature = step.objective.temperatures(step)[1]
-        return prototypes.Slow(codes, self.slow_head.last_layer, self.center.value, temperature)
+        return prototypes.target_head(self.target_head, features, self.center.value, temperature)
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
-        """Move the center and the slow head, as the objective moves its own."""
+        """Move the center and the target head."""
         self.center.move()
-        ema.update(self.slow_head, self.head, step.objective.momentum(step.done))
-
-    def heads(self) -> list[nn.Module]:
-        """The EF head that is trained."""
-        return [self.head]
+        super().after(step)
 
     @torch.no_grad()
     def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: entropies against ln K, log10 Σp² of the EF head, mean |z|."""
-        return {
-            **collapse.entropies(self.slow(step).assignments()),
-            "h_V": collapse.log_power(self.heads()),
-            "z_V": collapse.mean_size([features.equivariant for features in step.online]),
-        }
+        """Entropies against ln K beside log10 Σp² of the EF head and mean |z|."""
+        entropies = collapse.entropies(self.teacher(step).assignments())
+        return entropies | super().diagnostics(step)

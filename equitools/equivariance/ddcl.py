@@ -9,19 +9,15 @@ L_PReg of "CLeVER" (Song et al., 2024); the original DDCL is λ = 0.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from equitools.core.records import Step
-from equitools.nn import collapse
 from equitools.nn.losses.cosine import predicted_cosine
 from equitools.nn.losses.parameter_balance import Norm, balance
-from equitools.nn.term import check_pair
+from equitools.nn.term import Objective, Term, check_pair
 
 
-class DDCL(nn.Module):
+class DDCL(Term):
     """DDCL: predicted and projected EF parts of two views become orthogonal (Wang et al., 2024).
 
     Reads `.equivariant`, b d. Needs an objective with a projector and a predictor (simsiam) and
@@ -30,16 +26,13 @@ class DDCL(nn.Module):
     norm: squared, or root as printed.
     """
 
-    target = False
     split = True
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
     needs = "projector"
 
     def __init__(
         self,
         dim: int,
-        objective: Any,
+        objective: Objective,
         *,
         regularization: float = 0.001,
         per_sample: bool = False,
@@ -57,24 +50,12 @@ class DDCL(nn.Module):
         """The absolute cosine, in [0, 1], and λ · L_PReg when λ > 0."""
         z = [self.projector(features.equivariant) for features in step.online]
         overlap = predicted_cosine([self.predictor(one) for one in z], z)
-        found = {"ddcl/orth": overlap.abs().mean() if self.per_sample else overlap.mean().abs()}
+        losses = {"ddcl/orth": overlap.abs().mean() if self.per_sample else overlap.mean().abs()}
         if self.regularization:
             gap = balance(step.objective.heads(), self.heads(), norm=self.norm)
-            found["ddcl/preg"] = self.regularization * gap
-        return found
-
-    def heads(self) -> list[nn.Module]:
-        """The EF projector and predictor."""
-        return [self.projector, self.predictor]
+            losses["ddcl/preg"] = self.regularization * gap
+        return losses
 
     def constant_rate(self) -> list[nn.Parameter]:
         """Parameters whose learning rate is not scheduled, as the objective has it."""
         return list(self.predictor.parameters()) if self.fix_pred_lr else []
-
-    @torch.no_grad()
-    def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: log10 Σp² of the EF heads and mean |z| of the EF part."""
-        return {
-            "h_V": collapse.log_power(self.heads()),
-            "z_V": collapse.mean_size([features.equivariant for features in step.online]),
-        }

@@ -22,6 +22,7 @@ from equitools.augment import geometry
 from equitools.core.errors import UsageError
 from equitools.core.records import Features, Portion, Step
 from equitools.nn.losses import dense_info_nce
+from equitools.nn.term import Objective, Term
 
 NO_PORTION = (
     "ser needs views that are turned and scaled but not cropped apart, for a part of the batch; say"
@@ -29,29 +30,24 @@ NO_PORTION = (
 )
 
 
-class SER(nn.Module):
+class SER(Term):
     """SER: contrasts inner maps, moved as the picture was, with those of other images (2026).
 
     Reads the maps of block (a CNN's: stage) `layer`, counted from 1, of the views of a portion:
     b d h w, d = dim. temperature: τ. negatives: tokens of other images in both views, or in the
     other view only (cross: the released two-view code). keys: what queries are compared with, made
-    by the online encoder, or by the slow one without gradient where the objective keeps one (the
-    released code for MoCo and DINO with two views); pairs that the slow encoder does not see, which
-    are those of local crops, have online keys. out_dim: width of the projector's two layers.
+    by the online encoder, or by the target network without gradient where there is one (slow: the
+    released code for MoCo and DINO with two views); pairs that the target network does not
+    see, those of local crops, have online keys. out_dim: width of the projector's two layers.
     """
 
-    target = False
-    split = False
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    needs = None
     maps = True
     portion = True
 
     def __init__(
         self,
         dim: int,
-        objective: Any,
+        objective: Objective,
         *,
         layer: int = 3,
         temperature: float = 0.3,
@@ -63,7 +59,7 @@ class SER(nn.Module):
         if keys == "slow" and not objective.target:
             other = type(objective).__name__.lower()
             raise UsageError(
-                f"ser.keys is slow, but {other} keeps no slow encoder; say ser.keys=online"
+                f"ser.keys is slow, but {other} keeps no target network; say ser.keys=online"
             )
         if temperature <= 0:
             raise UsageError(f"ser.temperature is {temperature:g}; it must be above 0")
@@ -86,26 +82,26 @@ class SER(nn.Module):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The mean over pairs of views and both directions, in nats; 0 without other images."""
-        found = []
+        losses = []
         for portion in portions(step):
-            for first, second in pairs(portion):
+            for first, second in view_pairs(portion):
                 queries, keys = self.aligned(portion, first, second)
-                found += [self._contrast(queries[i], keys[i]) for i in range(2)]
-        return {"ser": torch.stack(found).mean()}
+                losses += [self._contrast(queries[i], keys[i]) for i in range(2)]
+        return {"ser": torch.stack(losses).mean()}
 
     def aligned(
         self, portion: Portion, first: int, second: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Queries and keys of both directions, unit tokens b h w c on the queries' grids."""
         online = [self.project(portion.online[i]) for i in (first, second)]
-        slow = online
+        keys = online
         if self.target and portion.target is not None:
             with torch.no_grad():
-                slow = [self.project(portion.target[i]) for i in (first, second)]
+                keys = [self.project(portion.target[i]) for i in (first, second)]
         there, back = relative(portion, first, second), relative(portion, second, first)
         moved = (
-            geometry.act(slow[1], back, _grid(online[0])),
-            geometry.act(slow[0], there, _grid(online[1])),
+            geometry.act(keys[1], back, _grid(online[0])),
+            geometry.act(keys[0], there, _grid(online[1])),
         )
         return (unit(online[0]), unit(online[1])), (unit(moved[0]), unit(moved[1]))
 
@@ -146,7 +142,7 @@ def portions(step: Step) -> list[Portion]:
     return list(step.portions.values())
 
 
-def pairs(portion: Portion) -> list[tuple[int, int]]:
+def view_pairs(portion: Portion) -> list[tuple[int, int]]:
     """Views (0, 1), (2, 3) …, each pair of the same pictures on their own grids."""
     count = len(portion.views)
     if count < 2 or count % 2:
@@ -159,9 +155,9 @@ def relative(portion: Portion, first: int, second: int) -> list[tuple[bool, int]
     """For each image the flip and turns that take the first view to the second."""
     matrices = [portion.views[i].matrix.detach().cpu().double() for i in (first, second)]
     moved = geometry.compose(geometry.invert(matrices[0]), matrices[1])
-    found = geometry.elements(moved)
-    known = [element for element in found if element is not None]
-    if len(known) < len(found):
+    elements = geometry.elements(moved)
+    known = [element for element in elements if element is not None]
+    if len(known) < len(elements):
         raise UsageError(
             "ser acts on maps by flips, right angles and scaling; the matrices of a portion's views"
             " differ by something else, though a portion shares its crop"

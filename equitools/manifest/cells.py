@@ -10,10 +10,9 @@ The Makefile reads the same names.
 
 from __future__ import annotations
 
-from typing import Any
-
 from equitools.manifest.fold import fold, parse_assignment
 from equitools.manifest.layers import layer, layers
+from equitools.manifest.strict_yaml import Document
 
 FOLDERS = ("objective", "equivariance", "backbone", "views", "schedule")
 WHOLE = "in1k"
@@ -34,14 +33,14 @@ def knobs_of(cell: str) -> list[str]:
     return [f"{key.replace('-', '.')}={value}" for key, _, value in knobs]
 
 
-def document_of(cell: str) -> dict[str, Any]:
+def document_of(cell: str) -> Document:
     """What a cell says: its layers folded, then its knobs; `random.X` and `pixels` name the probe's
     encoder.
 
     Raises UsageError for a layer that does not exist.
     """
     first, _, rest = cell.partition(".")
-    document: dict[str, Any] = {"recipe": {}}
+    document: Document = {"recipe": {}}
     if first in ("random", "pixels"):
         document["probe"] = {"encoder": first}
         cell = rest

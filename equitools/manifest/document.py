@@ -5,26 +5,20 @@ absolute; a file is found by its path, else beside its manifest, else in $EQUITO
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError
-from equitools.manifest.files import absolute as absolute_path
-from equitools.manifest.files import exists
-from equitools.manifest.strict_yaml import load
+from equitools.manifest import files
+from equitools.manifest.strict_yaml import Document, load
 
 SCHEMA = 1
 KINDS = ("shards", "checkpoint", "scores")  # in the order of the chain
-ORDER = (
-    "equitools", "kind", "shard", "recipe", "probe", "perturb", "transfer", "files", "scores",
-    "history",
-)  # fmt: skip
+STAGES = ("shard", "recipe", "probe", "perturb", "transfer")
+ORDER = ("equitools", "kind", *STAGES, "files", "scores", "history")
 
 
-# --- Reading ---------------------------------------------------------------------------------
-
-
-def load_file(path: str | Path) -> list[dict[str, Any]]:
+def load_file(path: str | Path) -> list[Document]:
     """The documents of a file, with the paths of their `files` absolute.
 
     A relative path is relative to the manifest's folder; a file that is no longer at its absolute
@@ -43,40 +37,40 @@ def load_file(path: str | Path) -> list[dict[str, Any]]:
     return [absolute(document, path.parent) for document in documents]
 
 
-def absolute(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+def absolute(document: Document, folder: Path) -> Document:
     """The document with the paths of its files made absolute; `folder` is the manifest's."""
-    return _with_paths(document, lambda path: _found(path, absolute_path(folder)))
+    return _with_paths(document, lambda path: _from_root(path, files.absolute(folder)))
 
 
-def _found(path: str, folder: Path) -> str:
+def _from_root(path: str, folder: Path) -> str:
     """A path of a manifest in `folder`, from the root; what is gone may lie beside the manifest."""
     if "://" in path:
         return path
     beside = str(folder / Path(path).name)
-    moved = Path(path).is_absolute() and not exists(path) and exists(beside)
-    return beside if moved else str(absolute_path(path, folder))
+    moved = Path(path).is_absolute() and not files.exists(path) and files.exists(beside)
+    return beside if moved else str(files.absolute(path, folder))
 
 
-def rebase(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+def rebase(document: Document, folder: Path) -> Document:
     """The document as it stands in `folder`/manifest.yaml: paths under the folder are relative."""
-    root = f"{absolute_path(folder)}/"
+    root = f"{files.absolute(folder)}/"
     return _with_paths(document, lambda path: path.removeprefix(root))
 
 
-def _with_paths(document: dict[str, Any], change: Any) -> dict[str, Any]:
-    files = document.get("files")
-    if files is None:
+def _with_paths(document: Document, change: Callable[[str], str]) -> Document:
+    entries = document.get("files")
+    if entries is None:
         return document
-    if not isinstance(files, dict) or not all(isinstance(item, dict) for item in files.values()):
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise DataError("`files` of a manifest maps names to {path, bytes, digest}")
     changed = {
         name: {**item, "path": change(str(item["path"]))} if "path" in item else item
-        for name, item in files.items()
+        for name, item in entries.items()
     }
     return {**document, "files": changed}
 
 
-def check_schema(document: dict[str, Any]) -> None:
+def check_schema(document: Document) -> None:
     """Raise DataError for a schema or kind that this version does not know."""
     schema, kind = document.get("equitools", SCHEMA), document.get("kind")
     if schema != SCHEMA:
@@ -88,7 +82,7 @@ def check_schema(document: dict[str, Any]) -> None:
         raise DataError("`history` of a manifest is a list of records, each with an id")
 
 
-def ordered(document: dict[str, Any]) -> dict[str, Any]:
+def ordered(document: Document) -> Document:
     """The document with its schema and its sections in the order that every manifest has."""
     whole = {"equitools": SCHEMA, **document}
     known = {key: whole[key] for key in ORDER if key in whole}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from equitools.core.errors import DataError
+from equitools.manifest.strict_yaml import Document
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -39,8 +40,8 @@ def exists(path: str) -> bool:
 
 
 def digest_file(path: str | Path) -> str:
-    """`sha256:<hex>` of a file's bytes, of a folder that of the set of files right in it; DataError
-    when there is no such file."""
+    """`sha256:<hex>` of a file's bytes, for a folder that of the files right in it; DataError when
+    there is no such file."""
     if Path(path).is_dir():
         return digest_files(inside(Path(path)))
     try:
@@ -61,16 +62,15 @@ def inside(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def entry(path: str | Path, **extra: Any) -> dict[str, Any]:
-    """What `files` says of one file, or of a folder of files: its absolute path, bytes, digest, and
-    whatever else."""
+def entry(path: str | Path, **extra: Any) -> Document:
+    """What `files` says of one file, or of a folder of files: path, bytes, digest and more."""
     path = absolute(path)
-    digest, held = digest_file(path), inside(path) if path.is_dir() else [path]
-    size = sum(one.stat().st_size for one in held)
+    digest, members = digest_file(path), inside(path) if path.is_dir() else [path]
+    size = sum(member.stat().st_size for member in members)
     return {"path": str(path), "bytes": size, "digest": digest, **extra}
 
 
-def locate(entry: dict[str, Any], name: str) -> Path:
+def locate(entry: Document, name: str) -> Path:
     """Where the file of an entry is; a pattern of shards answers with the pattern.
 
     Looks at its path (which `load_file` has set beside its manifest if it moved there), then in
@@ -80,23 +80,23 @@ def locate(entry: dict[str, Any], name: str) -> Path:
     path = str(entry.get("path", ""))
     if path and exists(path):
         return Path(path)
-    looked = [path or "no path"]
+    places = [path or "no path"]
     store, digest = os.environ.get("EQUITOOLS_STORE"), str(entry.get("digest", ""))
     if store and digest:
-        kept = Path(store) / digest.rpartition(":")[2]
-        for candidate in (kept / Path(path).name, kept):
+        stored = Path(store) / digest.rpartition(":")[2]
+        for candidate in (stored / Path(path).name, stored):
             if exists(str(candidate)) and not candidate.is_dir():
                 return candidate
-        looked.append(str(kept))
+        places.append(str(stored))
     hint = "" if store else "; if it has moved, set EQUITOOLS_STORE or name its manifest.yaml"
-    raise DataError(f"{name} is not at {' nor at '.join(looked)}{hint}")
+    raise DataError(f"{name} is not at {' nor at '.join(places)}{hint}")
 
 
-def verify(entry: dict[str, Any], name: str) -> Path:
+def verify(entry: Document, name: str) -> Path:
     """`locate`, and check the digest; DataError names both digests when they differ."""
     path = locate(entry, name)
-    paths, said = expand(str(path)), entry.get("digest")
-    found = digest_files(paths) if name.startswith("shards.") else digest_file(path)
-    if said is not None and found != said:
-        raise DataError(f"{name} has changed: {path} is {found}, its manifest says {said}")
+    shards, recorded = name.startswith("shards."), entry.get("digest")
+    digest = digest_files(expand(str(path))) if shards else digest_file(path)
+    if recorded is not None and digest != recorded:
+        raise DataError(f"{name} has changed: {path} is {digest}, its manifest says {recorded}")
     return path

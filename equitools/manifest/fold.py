@@ -5,19 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 from equitools.manifest.document import KINDS, check_schema
-from equitools.manifest.strict_yaml import load_value
+from equitools.manifest.strict_yaml import Document, load_value
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][\w+-]*(?:\.[\w+-]+)*)=(.*)", re.DOTALL)
 
 
-# --- Folding ---------------------------------------------------------------------------------
-
-
-def fold(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def fold(base: Document, over: Document) -> Document:
     """Lay `over` on `base`: mappings merge, everything else replaces.
 
     A mapping whose `name` changes is replaced whole: another objective keeps no knob of the first.
@@ -36,14 +32,14 @@ def fold(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def join(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def join(documents: Iterable[Document]) -> Document:
     """Fold whole documents in order; histories join by id, the kind is the last of the chain.
 
     Raises UsageError for two encoders and for a change of the recipe that made the encoder,
     DataError for an unknown schema or kind.
     """
-    whole: dict[str, Any] = {}
-    maker: dict[str, Any] | None = None
+    whole: Document = {}
+    maker: Document | None = None
     for document in documents:
         check_schema(document)
         _same_encoder(whole, document)
@@ -62,7 +58,7 @@ def join(documents: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _same_encoder(one: dict[str, Any], other: dict[str, Any]) -> None:
+def _same_encoder(one: Document, other: Document) -> None:
     digests = [(d.get("files") or {}).get("encoder", {}).get("digest") for d in (one, other)]
     if None not in digests and digests[0] != digests[1]:
         raise UsageError(
@@ -71,7 +67,7 @@ def _same_encoder(one: dict[str, Any], other: dict[str, Any]) -> None:
         )
 
 
-def _join_files(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _join_files(base: Document, over: Document) -> Document:
     """An entry replaces an entry whole; shards that are laid on a checkpoint replace all of its."""
     files = dict(base.get("files") or {})
     if over.get("kind") == "shards" and base.get("kind") not in (None, "shards"):
@@ -79,12 +75,12 @@ def _join_files(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return files | (over.get("files") or {})
 
 
-def _join_history(first: list[dict], second: list[dict]) -> list[dict]:
+def _join_history(first: list[Document], second: list[Document]) -> list[Document]:
     known = {record["id"] for record in first}
     return [*first, *(record for record in second if record["id"] not in known)]
 
 
-def parse_assignment(word: str) -> dict[str, Any]:
+def parse_assignment(word: str) -> Document:
     """`a.b=1e-3` as {a: {b: 0.001}}; the value is strict YAML. Raises UsageError."""
     match = _ASSIGNMENT.fullmatch(word)
     if not match:

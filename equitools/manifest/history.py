@@ -8,8 +8,7 @@ import shlex
 from typing import Any
 
 from equitools import __version__
-
-# --- Identity and history --------------------------------------------------------------------
+from equitools.manifest.strict_yaml import Document
 
 
 def identity(*parts: Any) -> str:
@@ -19,12 +18,12 @@ def identity(*parts: Any) -> str:
 
 
 def append_history(
-    document: dict[str, Any], stage: str, argv: list[str], seconds: float, id: str, **facts: Any
-) -> dict[str, Any]:
+    document: Document, stage: str, argv: list[str], seconds: float, id: str, **facts: Any
+) -> Document:
     """The document with one more record; its parents are the records that nobody came from yet."""
     history = [record for record in document.get("history") or [] if record["id"] != id]
     taken = {parent for record in history for parent in record.get("from", [])}
     parents = [record["id"] for record in history if record["id"] not in taken]
-    record: dict[str, Any] = {"id": id, "from": parents, "stage": stage, "version": __version__}
+    record: Document = {"id": id, "from": parents, "stage": stage, "version": __version__}
     record |= {"argv": shlex.join(argv), "seconds": round(seconds, 1), **facts}
     return {**document, "history": [*history, record]}

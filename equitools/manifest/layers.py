@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from equitools.core.errors import DataError, UsageError
 from equitools.manifest.document import load_file
+from equitools.manifest.strict_yaml import Document
 
 
 def layer_root() -> Path:
@@ -20,11 +20,11 @@ def layer_root() -> Path:
 
 def layers(folders: Iterable[str]) -> dict[str, Path]:
     """The layers of some folders by name, in the order of folders and names."""
-    found = (path for folder in folders for path in sorted((layer_root() / folder).glob("*.yaml")))
-    return {path.stem: path for path in found}
+    paths = (path for name in folders for path in sorted((layer_root() / name).glob("*.yaml")))
+    return {path.stem: path for path in paths}
 
 
-def layer(name: str, folders: Iterable[str]) -> dict[str, Any]:
+def layer(name: str, folders: Iterable[str]) -> Document:
     """The document of a layer. Raises UsageError with what is near, for a name that is none."""
     folders = tuple(folders)
     known = layers(folders)

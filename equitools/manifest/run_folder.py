@@ -6,11 +6,12 @@ import fcntl
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from equitools.core.errors import DataError, EquiError, UsageError
 from equitools.manifest import files
 from equitools.manifest.document import load_file
+from equitools.manifest.strict_yaml import Document
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def refuse_other_stage(out: Path, name: str) -> None:
             raise UsageError(f"{out} is the folder of equi-{stage}; choose another with -o")
 
 
-def finished(out: Path, id: str) -> dict[str, Any] | None:
+def finished(out: Path, id: str) -> Document | None:
     """The manifest of a folder whose last record has this id and whose files are there, else None.
 
     A stage that is asked again for what it has done says so and returns this.
@@ -55,10 +56,10 @@ def finished(out: Path, id: str) -> dict[str, Any] | None:
     return document
 
 
-_LOCKS: list[Any] = []  # a lock lives as long as its file is open
+_LOCKS: list[IO[str]] = []  # a lock lives as long as its file is open
 
 
-def lock(directory: str | Path) -> Any:
+def lock(directory: str | Path) -> IO[str]:
     """Lock a folder until this process ends, or until the file that is returned is closed.
 
     A POSIX record lock: a forked worker does not inherit it. Raises EquiError when it is taken.

@@ -28,10 +28,8 @@ def pick(namespace: Any, name: str, what: str = "name") -> Any:
 
 def menu(namespace: Any) -> list[tuple[str, str]]:
     """Each choice of a module or mapping with the first line of its docstring."""
-    found = _public(namespace)
-    return [
-        (name, (inspect.getdoc(thing) or "").partition("\n")[0]) for name, thing in found.items()
-    ]
+    choices = _public(namespace).items()
+    return [(name, (inspect.getdoc(it) or "").partition("\n")[0]) for name, it in choices]
 
 
 def _public(namespace: Any) -> dict[str, Any]:
@@ -61,10 +59,7 @@ def knobs(thing: Callable[..., Any], given: dict[str, Any], where: str) -> dict[
     line. Raises UsageError for an unknown key, a wrong type, or a knob that must be given.
     """
     known = _schema(thing)
-    open_ended = any(
-        p.kind is inspect.Parameter.VAR_KEYWORD
-        for p in inspect.signature(thing).parameters.values()
-    )
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(thing).parameters.values())
     for key in given:
         if key not in known and not open_ended:
             raise UsageError(
@@ -88,13 +83,13 @@ def together(*functions: Callable[..., Any]) -> Callable[..., Any]:
 
     def both() -> None: ...
 
-    found = []
+    parameters = []
     for function in functions:
         hints = typing.get_type_hints(function)
         for name in own_knobs(function):
-            found.append(inspect.signature(function).parameters[name])
+            parameters.append(inspect.signature(function).parameters[name])
             both.__annotations__[name] = hints[name]
-    both.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
+    both.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return both
 
 
@@ -139,11 +134,11 @@ def _fit(value: Any, annotation: Any, where: str, key: str) -> Any:
         return _coerce(value, annotation)
     except ValueError:
         raise UsageError(
-            f"{_place(where, key)} is {_shown(value)}; it must be {_describe(annotation)}"
+            f"{_place(where, key)} is {_written(value)}; it must be {_describe(annotation)}"
         ) from None
 
 
-def _shown(value: Any) -> str:
+def _written(value: Any) -> str:
     return "null" if value is None else repr(value)
 
 

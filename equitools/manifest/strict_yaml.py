@@ -8,6 +8,7 @@ without duplicate keys, anchors or tags of any kind, each document between `---`
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -29,6 +30,10 @@ _NULL = ("", "~", "null", "Null", "NULL")
 _STRING = "tag:yaml.org,2002:str"
 
 
+# A document or a section of one: keys to plain values, lists and sections.
+Document = dict[str, Any]
+
+
 class Key(str):
     """A key that remembers where it was written, as `file:line`; otherwise a string."""
 
@@ -48,6 +53,10 @@ def scalar(text: str) -> Any:
     return text
 
 
+def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
 class _Reader(yaml.SafeLoader):
     """PyYAML's parser and composer, one document at a time with its markers; resolves nothing."""
 
@@ -55,23 +64,19 @@ class _Reader(yaml.SafeLoader):
         self.get_event()  # the start of the stream
         while not self.check_event(yaml.StreamEndEvent):
             start = self.get_event()
-            node = self.compose_node(None, None)
+            node = self.compose_node(None, 0)
             yield start, node, self.get_event()
 
-    def compose_node(self, parent: Any, index: Any) -> Node | None:
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.MarkedYAMLError(
-                problem="anchors are not used", problem_mark=event.start_mark
-            )
+            raise _error("anchors are not used", event)
         if getattr(event, "tag", None):
-            raise yaml.MarkedYAMLError(
-                problem=f"the tag {event.tag} is not used", problem_mark=event.start_mark
-            )
+            raise _error(f"the tag {event.tag} is not used", event)
         return super().compose_node(parent, index)
 
 
-def load(text: str, source: str) -> list[dict[str, Any]]:
+def load(text: str, source: str) -> list[Document]:
     """The documents of a text; keys remember `source:line`.
 
     Raises DataError, with source and line, for what is not strict YAML, not a mapping, does not
@@ -93,7 +98,7 @@ def load(text: str, source: str) -> list[dict[str, Any]]:
         raise DataError(f"{source}: nested too deeply") from None
 
 
-def _document(start: Any, node: Node | None, end: Any, source: str) -> dict[str, Any]:
+def _document(start: Any, node: Node | None, end: Any, source: str) -> Document:
     line = start.start_mark.line + 1
     if not start.explicit:
         raise DataError(f"{source}:{line}: a document begins with '---'")
@@ -130,26 +135,22 @@ def _value(node: Node, source: str) -> Any:
     try:
         return scalar(node.value)
     except ValueError as error:  # thousands of digits
-        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+        raise _error(str(error), node) from None
 
 
-def _mapping(node: MappingNode, source: str) -> dict[str, Any]:
+def _mapping(node: MappingNode, source: str) -> Document:
     """A mapping whose keys are distinct strings; a key is its text, so `1:` and `no:` are too."""
-    found: dict[str, Any] = {}
+    mapping: Document = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, ScalarNode):
-            raise yaml.MarkedYAMLError(
-                problem="a key must be a string", problem_mark=key_node.start_mark
-            )
+            raise _error("a key must be a string", key_node)
         key = Key(key_node.value)
-        if key in found:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
-            )
+        if key in mapping:
+            raise _error(f"the key '{key}' stands twice", key_node)
         if source:
             key.origin = f"{source}:{key_node.start_mark.line + 1}"
-        found[key] = _value(value_node, source)
-    return found
+        mapping[key] = _value(value_node, source)
+    return mapping
 
 
 class _Writer(yaml.SafeDumper):
@@ -165,17 +166,18 @@ _Writer.add_multi_representer(PurePath, lambda w, path: w.represent_scalar(_STRI
 _Writer.add_multi_representer(float, lambda w, number: w.represent_float(float(number)))
 
 
-def dump(document: dict[str, Any]) -> str:
+STYLE: Document = {"default_flow_style": None, "sort_keys": False, "allow_unicode": True}
+STYLE |= {"explicit_start": True, "explicit_end": True, "width": math.inf}
+
+
+def dump(document: Document) -> str:
     """The document as `---` … `...`, keys in their order, floats that read back as themselves.
 
     The sections stand in blocks, what is innermost in one line. Raises TypeError for what is
     neither a mapping, list, string, number, path, bool nor None.
     """
     stream = io.StringIO()
-    writer = _Writer(
-        stream, default_flow_style=None, sort_keys=False, allow_unicode=True,
-        explicit_start=True, explicit_end=True, width=float("inf"),
-    )  # fmt: skip
+    writer = _Writer(stream, **STYLE)
     try:
         writer.open()
         root: Any = writer.represent_data(document)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,27 +41,28 @@ def spread(features: Tensor) -> tuple[float, float]:
     return float(channels.mean()), float(channels.min())
 
 
-def said(step: Step) -> list[Features]:
-    """What the slow (or only) encoder says of a micro-batch, and nothing that keeps more alive."""
+def watched_features(step: Step) -> list[Features]:
+    """The target (or only) network's features of a micro-batch, and nothing that they hang on."""
     records = step.target or step.online[:1]
     return [Features(record.pooled.detach(), record.split) for record in records]
 
 
 @torch.no_grad()
 def measure(records: Sequence[Features]) -> dict[str, float]:
-    """Effective rank and spread of both parts of what `said` found in every micro-batch of a step;
-    that of other processes is gathered, so that the readings are of the whole batch.
+    """Effective rank and spread of both parts of the features of every micro-batch of a step;
+    those of other processes are gathered, so that the readings are of the whole batch.
 
     Keys: rank_I, spread_I, spread_min_I and, when the encoder splits, the same with _V.
     """
-    found: dict[str, float] = {}
+    readings: dict[str, float] = {}
     for letter, name in PARTS.items():
         features = torch.cat([getattr(record, name) for record in records])
         if features.shape[-1]:
             features = distributed.gather(features)
-            found[f"rank_{letter}"] = effective_rank(features)
-            found[f"spread_{letter}"], found[f"spread_min_{letter}"] = spread(features)
-    return found
+            readings[f"rank_{letter}"] = effective_rank(features)
+            mean, smallest = spread(features)
+            readings |= {f"spread_{letter}": mean, f"spread_min_{letter}": smallest}
+    return readings
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def entropies(assignments: Tensor) -> dict[str, float]:
-    """Signs of collapse in a slow network's assignments, probabilities … K, in nats; the means are
+    """Signs of collapse in a target network's assignments, probabilities … K, in nats; means are
     over all processes.
 
     teacher_entropy near uniform_entropy (ln K) is a uniform collapse; mean_entropy, of the batch's
@@ -97,10 +98,10 @@ def mean_size(features: Sequence[Tensor]) -> float:
     return float(torch.stack([part.float().abs().mean() for part in features]).mean())
 
 
-def vital_signs(objective: Any, step: Step) -> dict[str, float]:
-    """Signs of collapse of an objective without prototypes: log10 Σp² of its heads (h_I), and
-    mean |z| of the representation (z_I)."""
-    return {
-        "h_I": log_power(objective.heads()),
-        "z_I": mean_size([features.invariant for features in step.online]),
-    }
+def vital_signs(
+    heads: Sequence[nn.Module], records: Sequence[Features], letter: Literal["I", "V"]
+) -> dict[str, float]:
+    """log10 Σp² of heads (h_I) and mean |z| of the part of the representation that they read (z_I);
+    h_V and z_V of the equivariant part."""
+    sizes = [getattr(record, PARTS[letter]) for record in records]
+    return {f"h_{letter}": log_power(heads), f"z_{letter}": mean_size(sizes)}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equitools.core.errors import UsageError
-from equitools.nn.schedules import cosine, warmup_cosine
+from equitools.nn.schedules import half_cosine, warmup_cosine
 
 
 def optimizer_settings(
@@ -107,7 +107,7 @@ def set_rates(
     rate = warmup_cosine(base, min(settings["min_lr"], base), done, warmup)
     end = settings["weight_decay_end"]
     start = settings["weight_decay"]
-    decay = start if end is None else cosine(start, end, done)
+    decay = start if end is None else half_cosine(start, end, done)
     for group in optimizer.param_groups:
         group["lr"] = own_share(settings, group) * (base if group["constant"] else rate)
         group["weight_decay"] = decay if group["decayed"] else 0.0

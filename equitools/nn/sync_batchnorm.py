@@ -85,9 +85,10 @@ def synchronize(model: Model, device: torch.device | str = "cpu") -> Model:
     if torch.device(device).type == "cuda":
         return convert_sync_batchnorm(model)
     kinds = {
-        nn.BatchNorm1d: SyncBatchNorm, nn.BatchNorm2d: SyncBatchNorm,
+        nn.BatchNorm1d: SyncBatchNorm,
+        nn.BatchNorm2d: SyncBatchNorm,
         BatchNormAct2d: SyncBatchNormAct,
-    }  # fmt: skip
+    }
     for module in model.modules():
         if type(module) in kinds:
             module.__class__ = kinds[type(module)]

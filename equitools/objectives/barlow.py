@@ -8,32 +8,23 @@ statistics and C are those of all processes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from equitools.core import distributed
 from equitools.core.records import Step
-from equitools.nn import collapse
 from equitools.nn.heads import mlp
-from equitools.nn.term import two_views
+from equitools.nn.term import Objective, two_views
 
 
-class Barlow(nn.Module):
+class Barlow(Objective):
     """Barlow Twins: reduce redundancy between the dimensions of two views (Zbontar et al., 2021).
 
     Reads `.invariant` of two views, b d. hidden_dim, out_dim, nlayers: of the projector
     (8192-8192-8192). lambd weighs the off-diagonal terms.
     """
 
-    target = False
-    split = False
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    exports = "online"
     apart = True  # the released code calls the network once a view
-    pairs = "embedding"
     crops = "two"
 
     def __init__(
@@ -45,8 +36,7 @@ class Barlow(nn.Module):
         nlayers: int = 3,
         lambd: float = 0.0051,
     ) -> None:
-        super().__init__()
-        self.knobs = {"hidden_dim": hidden_dim, "out_dim": out_dim, "nlayers": nlayers}
+        super().__init__(hidden_dim=hidden_dim, out_dim=out_dim, nlayers=nlayers)
         (self.projector,) = self.make_heads(dim)
         self.normalize = nn.BatchNorm1d(out_dim, affine=False)
         self.lambd = lambd
@@ -59,29 +49,16 @@ class Barlow(nn.Module):
 
     def correlation(self, step: Step) -> Tensor:
         """C, d d, over the batches of all processes; in float32."""
-        views = [self.projector(f.invariant) for f in two_views(step, "barlow")]
+        views = [self.projector(view) for view in two_views(step, "barlow")]
         z1, z2 = (self.normalize(z.float()) for z in views)
         # Autocast would round a sum over the batch to bf16.
         with torch.autocast(z1.device.type, enabled=False):
             return distributed.sum_across(z1.T @ z2 / (len(z1) * distributed.world_size()))
 
-    def momentum(self, done: float) -> float | None:
-        """None: there is no slow network."""
-        return None
-
-    def heads(self) -> list[nn.Module]:
-        """The projector; a regularizer may balance its own against it."""
-        return [self.projector]
-
-    def make_heads(self, dim: int, **knobs: Any) -> list[nn.Module]:
-        """A fresh projector for another width, with some knobs changed."""
-        made = {**self.knobs, **knobs}
-        return [mlp(dim, *[made["hidden_dim"]] * (made["nlayers"] - 1), made["out_dim"])]
-
-    @torch.no_grad()
-    def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return collapse.vital_signs(self, step)
+    @staticmethod
+    def new_heads(dim: int, *, hidden_dim: int, out_dim: int, nlayers: int) -> list[nn.Module]:
+        """A projector."""
+        return [mlp(dim, *[hidden_dim] * (nlayers - 1), out_dim)]
 
 
 def off_diagonal(square: Tensor) -> Tensor:

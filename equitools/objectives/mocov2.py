@@ -1,10 +1,10 @@
-"""MoCo v2: tell the slow network's key of the other view from a queue of earlier keys.
+"""MoCo v2: tell the target network's key of the other view from a queue of earlier keys.
 
     L = mean of -log ( exp(q·k⁺ / τ) / (exp(q·k⁺ / τ) + Σ_{k in queue} exp(q·k / τ)) )
 
-with q = projector(f) of the first view and k⁺ = slow projector(slow f) of the second, unit vectors;
-one direction only (He et al., 2020, "Momentum Contrast", Algorithm 1; Chen et al., 2020, "Improved
-Baselines with Momentum Contrastive Learning", for the head, τ = 0.2 and the augmentation).
+with q = projector(f) of the first view and k⁺ = target projector(target f) of the second, unit
+vectors; one direction only (He et al., 2020, "Momentum Contrast", Algorithm 1; Chen et al., 2020,
+"Improved Baselines with Momentum Contrastive Learning", for head, τ = 0.2 and augmentation).
 
 Batch norm. The paper normalizes 32 images a GPU and shuffles the keys among GPUs, since a query and
 its key that share such a small group can be told by its statistics. Here statistics are those of
@@ -16,8 +16,6 @@ and the head have no batch norm at all.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,28 +23,24 @@ from torch.nn import functional as F
 from equitools.core import distributed
 from equitools.core.errors import UsageError
 from equitools.core.records import Step
-from equitools.nn import collapse, ema
+from equitools.nn import ema
 from equitools.nn.heads import mlp
 from equitools.nn.losses.info_nce import cosines, unit
+from equitools.nn.term import Objective, target_features
 
 
-class MoCoV2(nn.Module):
-    """MoCo v2: InfoNCE against a queue of slow keys (He et al., 2020; Chen et al., 2020).
+class MoCoV2(Objective):
+    """MoCo v2: InfoNCE against a queue of target keys (He et al., 2020; Chen et al., 2020).
 
-    Reads `.invariant` of the first view, b d, and of the slow encoder's second view. hidden_dim:
+    Reads `.invariant` of the first view, b d, and of the target network's second view. hidden_dim:
     of the projector, without batch norm; None is the width of the representation. queue_size: a
     multiple of the batch of all processes. momentum is constant. MoCo v1 is temperature 0.07, a
     linear head and another augmentation.
     """
 
     target = True
-    split = False
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    exports = "online"
     apart = True  # a query and a key of one view each
     one_way = True  # the first view is asked, the last one answers
-    pairs = "embedding"
     crops = "two"
     queue: Tensor
     place: Tensor
@@ -61,14 +55,13 @@ class MoCoV2(nn.Module):
         temperature: float = 0.2,
         momentum: float = 0.999,
     ) -> None:
-        super().__init__()
-        self.knobs: dict[str, Any] = {"hidden_dim": hidden_dim, "out_dim": out_dim}
+        super().__init__(hidden_dim=hidden_dim, out_dim=out_dim)
         (self.projector,) = self.make_heads(dim)
-        self.slow_projector = ema.slow_copy(self.projector)
+        self.target_projector = ema.copy(self.projector)
         self.register_buffer("queue", unit(torch.randn(queue_size, out_dim)))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         self.seen: list[Tensor] = []
-        self.temperature, self.constant = temperature, momentum
+        self.temperature, self.base_momentum = temperature, momentum
 
     def check_batch(self, size: int) -> None:
         """Refuse a batch (of all processes) that the queue is no multiple of."""
@@ -93,36 +86,25 @@ class MoCoV2(nn.Module):
 
     @torch.no_grad()
     def keys(self, step: Step) -> Tensor:
-        """The slow projector's unit vectors of the second view, b out_dim."""
-        assert step.target
-        return unit(self.slow_projector(step.target[-1].invariant))
+        """The target projector's unit vectors of the second view, b out_dim."""
+        return unit(self.target_projector(target_features(step)[-1].invariant))
 
     def momentum(self, done: float) -> float:
-        """The slow networks' momentum, the same all along."""
-        return self.constant
+        """The target networks' momentum, the same all along."""
+        return self.base_momentum
 
     @torch.no_grad()
     def after(self, step: Step) -> None:
-        """The step's keys, of all processes, take the places of the oldest; the slow head moves."""
+        """The step's keys, of all processes, replace the oldest; the target head moves."""
         if self.seen:
             keys = torch.cat(self.seen)
             places = self.place + torch.arange(len(keys), device=keys.device)
             self.queue[places % len(self.queue)] = keys
             self.place.copy_((self.place + len(keys)) % len(self.queue))
         self.seen = []
-        ema.update(self.slow_projector, self.projector, self.momentum(step.done))
+        super().after(step)
 
-    def heads(self) -> list[nn.Module]:
-        """The projector; a regularizer may balance its own against it."""
-        return [self.projector]
-
-    def make_heads(self, dim: int, **knobs: Any) -> list[nn.Module]:
-        """A fresh projector for another width, with some knobs changed."""
-        made = {**self.knobs, **knobs}
-        hidden, out = made["hidden_dim"] or dim, made["out_dim"]
-        return [mlp(dim, hidden, out, bias=True, out_bias=True, norm=False)]
-
-    @torch.no_grad()
-    def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: log10 Σp² of the head and mean |z| of the representation."""
-        return collapse.vital_signs(self, step)
+    @staticmethod
+    def new_heads(dim: int, *, hidden_dim: int | None, out_dim: int) -> list[nn.Module]:
+        """A projector."""
+        return [mlp(dim, hidden_dim or dim, out_dim, bias=True, out_bias=True, norm=False)]

@@ -1,23 +1,20 @@
-"""SimSiam: predict one view's projection from another's, with a stopped gradient and no slow copy.
+"""SimSiam: predict one view's projection from another's; a stopped gradient, no target network.
 
 L = -½ [ cos(p_1, sg z_2) + cos(p_2, sg z_1) ]        (Chen & He, 2021)
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from equitools.core.errors import UsageError
 from equitools.core.records import Step
-from equitools.nn import collapse
 from equitools.nn.heads import simsiam_predictor, simsiam_projector
 from equitools.nn.losses.cosine import predicted_cosine
+from equitools.nn.term import Objective
 
 
-class SimSiam(nn.Module):
+class SimSiam(Objective):
     """SimSiam: negative cosine between predictor and stopped projector (Chen & He, 2021).
 
     Reads `.invariant` of every view, b d. dim: width of the projector's layers and output.
@@ -25,13 +22,8 @@ class SimSiam(nn.Module):
     makes void, is not trained. fix_pred_lr: the predictor's learning rate stays constant.
     """
 
-    target = False
-    split = False
-    actions: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
-    exports = "online"
     apart = True  # the released code calls the network once a view: batch norm sees one at a time
-    pairs = "projector"
+    heads_kind = "projector"
     crops = "global"
 
     def __init__(
@@ -43,8 +35,7 @@ class SimSiam(nn.Module):
         freeze_bias: bool = True,
         fix_pred_lr: bool = True,
     ) -> None:
-        super().__init__()
-        self.knobs = {"dim": dim, "hidden": hidden, "freeze_bias": freeze_bias}
+        super().__init__(dim=dim, hidden=hidden, freeze_bias=freeze_bias)
         self.projector, self.predictor = self.make_heads(width)
         self.fix_pred_lr = fix_pred_lr
 
@@ -55,27 +46,12 @@ class SimSiam(nn.Module):
         z = [self.projector(features.invariant) for features in step.online]
         return {"simsiam": -predicted_cosine([self.predictor(one) for one in z], z).mean()}
 
-    def momentum(self, done: float) -> float | None:
-        """None: SimSiam keeps no slow network."""
-        return None
-
-    def heads(self) -> list[nn.Module]:
-        """Projector and predictor; a regularizer may balance its own against them."""
-        return [self.projector, self.predictor]
-
-    def make_heads(self, dim: int, **knobs: Any) -> list[nn.Module]:
-        """A fresh projector and predictor for another width, with some knobs changed."""
-        made = {**self.knobs, **knobs}
-        return [
-            simsiam_projector(dim, made["dim"], freeze_bias=made["freeze_bias"]),
-            simsiam_predictor(made["dim"], made["hidden"]),
-        ]
+    @staticmethod
+    def new_heads(width: int, *, dim: int, hidden: int, freeze_bias: bool) -> list[nn.Module]:
+        """A projector and a predictor."""
+        projector = simsiam_projector(width, dim, freeze_bias=freeze_bias)
+        return [projector, simsiam_predictor(dim, hidden)]
 
     def constant_rate(self) -> list[nn.Parameter]:
         """Parameters whose learning rate is not scheduled."""
         return list(self.predictor.parameters()) if self.fix_pred_lr else []
-
-    @torch.no_grad()
-    def diagnostics(self, step: Step) -> dict[str, float]:
-        """Signs of collapse: log10 Σp² of the heads and mean |z| of the representation."""
-        return collapse.vital_signs(self, step)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from equitools import augment, manifest
-from equitools.backbones import checkpoint
-from equitools.core import distributed
+from equitools.backbones import Encoder, checkpoint
+from equitools.core import devices, distributed
 from equitools.core.errors import DataError, UsageError
 from equitools.nn import serialization
+from equitools.training.learner import Learner
 
 RESUME = "resume.safetensors"
 
@@ -26,13 +26,13 @@ def save(
     folder: Path,
     cursor: dict[str, Any],
     learner: nn.Module,
-    slow: nn.Module | None,
+    target: nn.Module | None,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write `resume.safetensors`: learner, slow encoder, moments and the cursor."""
+    """Write `resume.safetensors`: learner, target network, moments and the cursor."""
     states = {
         "learner": learner.state_dict(),
-        "slow": slow.state_dict() if slow is not None else {},
+        "target": target.state_dict() if target is not None else {},
         "optimizer": serialization.optimizer_tensors(optimizer),
     }
     serialization.save_tensors(folder / RESUME, serialization.pack(cursor, **states))
@@ -42,7 +42,7 @@ def restore(
     folder: Path,
     identity: str,
     learner: nn.Module,
-    slow: nn.Module | None,
+    target: nn.Module | None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """Put the last saved state into the modules; returns (cursor, moments), or None if none is.
 
@@ -59,8 +59,8 @@ def restore(
         )
     try:
         learner.load_state_dict(states["learner"])
-        if slow is not None:
-            slow.load_state_dict(states["slow"])
+        if target is not None:
+            target.load_state_dict(states["target"])
     except RuntimeError as error:
         raise DataError(f"{path} does not fit this recipe: {error}") from None
     return cursor, states.get("optimizer", {})
@@ -72,25 +72,27 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def heads(learner: nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor of the terms (heads, slow heads, centers), for `heads.safetensors`."""
+    """Every tensor of the terms (heads, target heads, centers), for `heads.safetensors`."""
     state = learner.state_dict()
     return {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
 
 
-def exported(settings: dict[str, Any], model: Any, slow: nn.Module | None) -> tuple[str, nn.Module]:
+def exported(
+    settings: dict[str, Any], model: Learner, target: Encoder | None
+) -> tuple[str, Encoder]:
     """Which encoder the checkpoint holds: the recipe's choice, else the objective's."""
     choice = settings["export"] or model.objective.exports
-    if choice == "slow" and slow is None:
+    if choice == "slow" and target is None:
         name = settings["objective"]["name"]
-        raise UsageError(f"export=slow, but {name} keeps no slow encoder; say export=online")
-    return choice, slow if choice == "slow" and slow is not None else model.encoder
+        raise UsageError(f"export=slow, but {name} keeps no target network; say export=online")
+    return choice, target if choice == "slow" and target is not None else model.encoder
 
 
 def write_outputs(
-    settings: dict[str, Any], model: Any, slow: nn.Module | None, out: Path
+    settings: dict[str, Any], model: Learner, target: Encoder | None, out: Path
 ) -> dict[str, Any]:
     """Write the encoder and the heads; returns the manifest's entries by name."""
-    _, encoder = exported(settings, model, slow)
+    _, encoder = exported(settings, model, target)
     files = {"encoder": checkpoint.save_encoder(out, encoder)}
     serialization.save_tensors(out / "heads.safetensors", heads(model))
     files["heads"] = manifest.entry(out / "heads.safetensors")
@@ -100,11 +102,8 @@ def write_outputs(
 
 def platform(settings: dict[str, Any]) -> dict[str, Any]:
     """Where the run ran: versions, device and processes, for the history."""
-    cuda = settings["device"] != "cpu"
     return {
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        **devices.platform(settings["device"]),
         "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
         "precision": settings["precision"],

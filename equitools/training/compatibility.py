@@ -1,12 +1,13 @@
 """What goes with what: objectives with views and batches, and the matrix that `--list` prints.
 
 Everything is read off the classes: an objective says which views it takes (`crops`) and what heads
-it has (`pairs`), a term what heads, parts, maps and views it asks for (`needs`, `split`, `maps`,
-`portion`). A run is possible where its objective and its backbone both go with its terms.
+it has (`heads_kind`), a term what heads, parts, maps and views it asks for (`needs`, `split`,
+`maps`, `portion`). A run is possible where its objective and its backbone both go with its terms.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from equitools import augment, backbones, equivariance, objectives
 from equitools.core.errors import UsageError
 from equitools.manifest import schema
-from equitools.nn.term import HEADS, goes_with
+from equitools.nn.term import HEADS, Objective, Term, goes_with
 
 CROPS = {
     "two": "two global views",
@@ -23,7 +24,7 @@ CROPS = {
 }
 
 
-def check(name: str, objective: Any, views: dict[str, Any], batch_size: int) -> None:
+def check(name: str, objective: Objective, views: dict[str, Any], batch_size: int) -> None:
     """Refuse views that an objective cannot compare, and a batch that does not suit it.
 
     views: a resolved recipe's. Raises UsageError with what would work.
@@ -40,11 +41,10 @@ def check(name: str, objective: Any, views: dict[str, Any], batch_size: int) -> 
         )
     if count < 1 or (count < 2 and not local) or (count != 2 and objective.crops == "two"):
         raise UsageError(f"{wants}, and the recipe has {count}; say views.global.count=2")
-    if hasattr(objective, "check_batch"):
-        objective.check_batch(batch_size)
+    objective.check_batch(batch_size)
 
 
-def check_actions(name: str, term: Any, views: dict[str, Any]) -> None:
+def check_actions(name: str, term: type[Term], views: dict[str, Any]) -> None:
     """Refuse views in which an operation that a term reads the numbers of is never carried out."""
     operations = augment.operations.menu()
     for action in term.actions:
@@ -55,7 +55,7 @@ def check_actions(name: str, term: Any, views: dict[str, Any]) -> None:
             )
 
 
-def _is_whole(group: Any) -> bool:
+def _is_whole(group: object) -> bool:
     """Is this setting a group of views of every sample?"""
     return isinstance(group, dict) and "count" in group and not group.get("portion")
 
@@ -70,8 +70,8 @@ def with_objectives() -> list[tuple[str, str]]:
     rows = [("", _cells(list(terms), "views"))]
     for name, base in _all_of(objectives).items():
         marks = [_mark(goes_with(term, base), key) for key, term in terms.items()]
-        slow = "; keeps a slow encoder" if base.target else ""
-        rows.append((name, _cells(marks, CROPS[base.crops] + slow)))
+        target = "; keeps a target network" if base.target else ""
+        rows.append((name, _cells(marks, CROPS[base.crops] + target)))
     return rows
 
 
@@ -85,12 +85,12 @@ def with_backbones() -> list[tuple[str, str]]:
     return rows
 
 
-def asked() -> list[tuple[str, str]]:
+def needs() -> list[tuple[str, str]]:
     """What each term asks of the rest of a recipe, in words."""
     return [(name, _of_term(term)) for name, term in _all_of(equivariance).items()]
 
 
-def _all_of(namespace: Any) -> dict[str, Any]:
+def _all_of(namespace: ModuleType) -> dict[str, Any]:
     return {name: schema.pick(namespace, name) for name, _ in schema.menu(namespace)}
 
 
@@ -102,25 +102,25 @@ def _mark(yes: bool, heading: str) -> str:
     return f"{'yes' if yes else '-':{len(heading)}}"
 
 
-def _of_term(term: Any) -> str:
-    found = []
-    if (kind := getattr(term, "needs", None)) is not None:
+def _of_term(term: type[Term]) -> str:
+    needs = []
+    if (kind := term.needs) is not None:
         bases = _all_of(objectives).items()
-        having = ", ".join(name for name, base in bases if base.pairs == kind)
-        found.append(f"an objective with {HEADS[kind]} ({having})")
+        having = ", ".join(name for name, base in bases if base.heads_kind == kind)
+        needs.append(f"an objective with {HEADS[kind]} ({having})")
     if term.split:
-        found.append("backbone.split")
-    if getattr(term, "portion", False):
-        found.append("a view group with a portion of the batch")
-    if getattr(term, "maps", False):
-        found.append("maps of a block or stage")
-    found += [f"views with {action}" for action in term.actions]
-    return "; ".join(found) or "nothing"
+        needs.append("backbone.split")
+    if term.portion:
+        needs.append("a view group with a portion of the batch")
+    if term.maps:
+        needs.append("maps of a block or stage")
+    needs += [f"views with {action}" for action in term.actions]
+    return "; ".join(needs) or "nothing"
 
 
-def _has(backbone: str, term: Any) -> bool:
+def _has(backbone: str, term: type[Term]) -> bool:
     """Has a backbone of ours the inner maps that a term asks for, if it asks?"""
-    if not getattr(term, "maps", False):
+    if not term.maps:
         return True
     try:
         with torch.device("meta"):

@@ -17,6 +17,7 @@ from equitools.augment.engines import bicubic
 from equitools.augment.operations import crop
 from equitools.core.errors import UsageError
 from equitools.data import cache
+from equitools.data.shards.index import ShardIndex
 
 
 class Resident:
@@ -30,7 +31,7 @@ class Resident:
 
     def __init__(
         self,
-        index: Any,
+        index: ShardIndex,
         shapes: np.ndarray,
         device: torch.device,
         batches: dict[str, augment.ViewBatch],

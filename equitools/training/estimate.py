@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from equitools import augment
-from equitools.nn import ema, schedules
+from equitools.nn import ema
 from equitools.training import learner, throughput
-from equitools.training import length as training_length
-from equitools.training.length import asked_epochs
+from equitools.training.length import asked_epochs, durations, run_length
 
 # Images of the train splits of ILSVRC 2012 and of its hundred-class subset (CMC's list).
 KNOWN = {"ImageNet-100": 126_689, "ImageNet-1k": 1_281_167}
@@ -55,12 +54,12 @@ def _heads(model: learner.Learner) -> str:
 
 def _head_modules(model: learner.Learner) -> list[tuple[str, nn.Module]]:
     """Every head of every term that is trained, by name."""
-    found = []
-    for owner, term in [("objective", model.objective), *model.terms.items()]:
+    heads = []
+    for owner, term in model.named_terms("objective").items():
         for name, module in term.named_children():
             if any(parameter.requires_grad for parameter in module.parameters()):
-                found.append((f"{owner}.{name}", module))
-    return found
+                heads.append((f"{owner}.{name}", module))
+    return heads
 
 
 def _views(plan: augment.Views) -> str:
@@ -74,13 +73,12 @@ def _views(plan: augment.Views) -> str:
 
 
 def _steps(settings: dict[str, Any], document: dict[str, Any]) -> list[str]:
-    found = document.get("files", {}).get("shards.train")
-    sizes = {"these shards": found["samples"]} if found else KNOWN
+    shards = document.get("files", {}).get("shards.train")
+    sizes = {"these shards": shards["samples"]} if shards else KNOWN
     lines = []
     for name, samples in sizes.items():
-        length = training_length.length(settings, samples)
-        epochs = asked_epochs(settings, length)
-        schedules.share(settings["schedule"]["warmup_epochs"], epochs, "schedule.warmup_epochs")
+        length = run_length(settings, samples)
+        durations(settings, asked_epochs(settings, length))
         prelude = f" after a prelude of {length.prelude:,}" if length.prelude else ""
         lines += [
             f"steps         {length.main:,} of {length.batch_size} images{prelude}"
@@ -92,9 +90,9 @@ def _steps(settings: dict[str, Any], document: dict[str, Any]) -> list[str]:
 def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held = sum(p.numel() for p in model.parameters())
-    slow = sum(p.numel() for p in model.encoder.parameters()) if model.needs_target else 0
+    target = sum(p.numel() for p in model.encoder.parameters()) if model.needs_target else 0
     moments = 2 if settings["optimizer"]["name"] == "adamw" else 1
-    state = 4 * (held + slow + trained * (1 + moments))
+    state = 4 * (held + target + trained * (1 + moments))
     processes = settings["processes"] or 1
     batch = settings["batch_size"] // (processes * settings["accumulate"])
     fixed, each = activations(model, settings["views"])
@@ -109,27 +107,29 @@ def _memory(settings: dict[str, Any], model: learner.Learner) -> str:
 def activations(model: learner.Learner, views: dict[str, Any]) -> tuple[float, float]:
     """Bytes that autograd keeps beside parameters: whatever the batch is, and for each sample."""
     portion = augment.plan(views).portion
-    return throughput.for_each(lambda n, inside: kept(model, views, n, inside), portion)
+    return throughput.for_each(lambda n, inside: saved_bytes(model, views, n, inside), portion)
 
 
-def kept(model: learner.Learner, views: dict[str, Any], samples: int, inside: int = 0) -> float:
+def saved_bytes(
+    model: learner.Learner, views: dict[str, Any], samples: int, inside: int = 0
+) -> float:
     """Bytes that autograd keeps for the views of so many samples (parameters not counted).
 
     inside: how many of them are in the portion.
     """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     pictures = throughput.blank(augment.plan(views), samples, inside)
     target = None
     if model.needs_target:
-        target = model.see_slowly(ema.slow_copy(model.encoder), pictures)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        target = model.target_features(ema.copy(model.encoder), pictures)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(pictures, target, 0.0, 0.0)
-    return sum(found.values())
+    return sum(sizes.values())

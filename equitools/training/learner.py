@@ -9,27 +9,35 @@ meet; both read the same Step.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from equitools import backbones, equivariance, objectives
+from equitools.backbones import Encoder
 from equitools.core.errors import UsageError
 from equitools.core.records import Features, Step, View
 from equitools.manifest import schema
+from equitools.nn.term import Objective, Term
 from equitools.training import compatibility, portions
 
 
 class Learner(nn.Module):
     """Encoder, objective and equivariance terms under one roof, so that one wrapper serves all."""
 
+    encoder: Encoder
+    objective: Objective
+
     def __init__(
-        self, encoder: Any, objective: Any, terms: dict[str, nn.Module], weights: dict
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        terms: dict[str, Term],
+        weights: dict[str, float],
     ) -> None:
         super().__init__()
-        self.encoder: Any = encoder
-        self.objective: Any = objective
+        self.encoder, self.objective = encoder, objective
         self.terms = nn.ModuleDict(terms)
         self.weights = {name: float(weight) for name, weight in weights.items()}
 
@@ -38,58 +46,57 @@ class Learner(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Step]:
         """The loss (a scalar), its parts by name, and the step that the terms have read.
 
-        target: what `see_slowly` returns for the same views.
+        target: what `target_features` returns for the same views.
         """
         online = encode(
             self.encoder,
             views[:1] if self._one_way(views) else views,
             maps=self._layers(portion=False),
             inside=self._layers(portion=True),
-            apart=getattr(self.objective, "apart", False),
+            apart=self.objective.apart,
         )
         step = _step(views, online, target, self.objective, done, epoch)
-        parts = self.objective(step)
-        loss = torch.stack([value.float() for value in parts.values()]).sum()
+        losses = self.objective(step)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
         for name, term in self.terms.items():
-            found = term(step)
-            loss = loss + self.weights[name] * sum(value.float() for value in found.values())
-            parts = parts | found
-        return loss, parts, step
+            own = term(step)
+            total = total + self.weights[name] * sum(value.float() for value in own.values())
+            losses = losses | own
+        return total, losses, step
 
     @torch.no_grad()
-    def see_slowly(self, slow: nn.Module, views: list[View]) -> list[Features]:
-        """What a slow encoder says of the global views and of those that stand in for them."""
-        seen = portions.seen_slowly(views)
+    def target_features(self, network: nn.Module, views: list[View]) -> list[Features]:
+        """A target network's features of the global views and of those that stand in for them."""
+        seen = portions.target_views(views)
         seen = seen[-1:] if self._one_way(views) else seen
-        apart = getattr(self.objective, "apart", False)
-        return encode(slow, seen, inside=self._layers(portion=True), apart=apart)
+        return encode(network, seen, inside=self._layers(portion=True), apart=self.objective.apart)
 
     def _one_way(self, views: list[View]) -> bool:
-        """Does nobody read but the first view's features and the last slow ones (MoCo v2)?"""
+        """Does nobody read but the first view's features and the last target ones (MoCo v2)?"""
         alone = not self.terms and not any(view.replaces for view in views)
-        return alone and getattr(self.objective, "one_way", False)
+        return alone and self.objective.one_way
 
     def _layers(self, *, portion: bool) -> tuple[int, ...]:
         """The maps that terms read of a portion's views, or of all views."""
-        wanted = [t.layers for t in self.all_terms() if portion or not getattr(t, "portion", False)]
+        wanted = [term.layers for term in self.all_terms() if portion or not term.portion]
         return tuple(sorted({layer for layers in wanted for layer in layers}))
 
-    def all_terms(self) -> list[Any]:
+    def named_terms(self, objective: str) -> dict[str, Term]:
+        """The objective, by the name that it is given, then the equivariance terms by theirs."""
+        return {objective: self.objective, **cast(dict[str, Term], dict(self.terms))}
+
+    def all_terms(self) -> list[Term]:
         """The objective first, then the equivariance terms in the recipe's order."""
-        return [self.objective, *self.terms.values()]
+        return list(self.named_terms("").values())
 
     @property
     def needs_target(self) -> bool:
-        """Does any term read a slow encoder?"""
+        """Does any term read a target network?"""
         return any(term.target for term in self.all_terms())
 
     def constant_rate(self) -> list[nn.Parameter]:
         """Parameters whose learning rate is not scheduled (SimSiam's predictors)."""
-        found: list[nn.Parameter] = []
-        for term in self.all_terms():
-            if hasattr(term, "constant_rate"):
-                found += term.constant_rate()
-        return found
+        return [parameter for term in self.all_terms() for parameter in term.constant_rate()]
 
     def last_layers(self) -> list[nn.Parameter]:
         """Parameters of the heads' last layers, which DINO keeps still at first."""
@@ -106,17 +113,16 @@ def encode(
 ) -> list[Features]:
     """Features of every view, with one encoder call for each picture size.
 
-    maps: layers whose maps are wanted of every view; inside: of views that stand in for others,
-    which have calls of their own. apart: one call a view instead, so that each has batch statistics
-    of its own (SimSiam). So batch norm sees a portion's images apart from the others, each grid by
-    itself.
+    maps: layers whose maps are wanted of every view; inside: of views that stand in for others.
+    apart: one call a view instead, so that each has batch statistics of its own (SimSiam).
     """
-    sizes: dict[tuple[Any, ...], list[int]] = {}
+    calls: dict[tuple[Any, ...], list[int]] = {}
     for i, view in enumerate(views):
+        # Stand-ins have calls of their own: batch norm sees a portion apart, each grid by itself.
         call = (*view.image.shape[-2:], view.mask is None, view.replaces, i if apart else 0)
-        sizes.setdefault(call, []).append(i)
+        calls.setdefault(call, []).append(i)
     features: dict[int, Features] = {}
-    for members in sizes.values():
+    for members in calls.values():
         image = torch.cat([views[i].image for i in members])
         masks = [mask for i in members if (mask := views[i].mask) is not None]
         wanted = maps if views[members[0]].replaces is None else inside
@@ -127,7 +133,9 @@ def encode(
     return [features[i] for i in range(len(views))]
 
 
-def _call(encoder: Any, image: Tensor, mask: Tensor | None, maps: tuple[int, ...]) -> Features:
+def _call(
+    encoder: nn.Module, image: Tensor, mask: Tensor | None, maps: tuple[int, ...]
+) -> Features:
     """An encoder call. Where a process has no image of a portion it must call all the same, as the
     others wait for its gradients; timm's ViTs cannot reshape nothing, so a blank one is cut off."""
     if len(image) or not getattr(encoder, "is_vit", False):
@@ -140,18 +148,18 @@ def _step(
     views: list[View],
     online: list[Features],
     target: list[Features] | None,
-    objective: Any,
+    objective: Objective,
     done: float,
     epoch: float,
 ) -> Step:
     """What terms read: features of the whole batch, and those of a portion beside them."""
     if not any(view.replaces for view in views):
         return Step(views, online, target, objective, done, epoch)
-    found = portions.apart(views, online, target)
+    apart = portions.apart(views, online, target)
     online = portions.join(views, online)
     if target is not None:
-        target = portions.join(portions.seen_slowly(views), target)
-    return Step(portions.shown(views), online, target, objective, done, epoch, found)
+        target = portions.join(portions.target_views(views), target)
+    return Step(portions.compared(views), online, target, objective, done, epoch, apart)
 
 
 def _divide(features: Features, lengths: list[int]) -> list[Features]:
@@ -183,29 +191,36 @@ def build(recipe: dict[str, Any]) -> Learner:
     settings = dict(recipe["objective"])
     invariant = encoder.split or encoder.dim
     objective = schema.pick(objectives, settings.pop("name"), "objective")(invariant, **settings)
-    for name in recipe["equivariance"]:
-        chosen = schema.pick(equivariance, name, "equivariance term")
-        compatibility.check_actions(name, chosen, recipe["views"])
-        if hasattr(chosen, "check_views"):
-            chosen.check_views(recipe["views"])
+    kinds: dict[str, type[Term]] = {
+        name: schema.pick(equivariance, name, "equivariance term")
+        for name in recipe["equivariance"]
+    }
+    for name, kind in kinds.items():
+        compatibility.check_actions(name, kind, recipe["views"])
+        kind.check_views(recipe["views"])
     compatibility.check(
         recipe["objective"]["name"], objective, recipe["views"], recipe["batch_size"]
     )
     terms, weights = {}, {}
-    for name, given in recipe["equivariance"].items():
-        knobs = dict(given)
+    for name, kind in kinds.items():
+        knobs = dict(recipe["equivariance"][name])
         weights[name] = knobs.pop("weight")
-        chosen = schema.pick(equivariance, name, "equivariance term")
-        if chosen.split and encoder.split is None:
+        if kind.split and encoder.split is None:
             raise UsageError(
                 f"{name} needs an encoder that splits its output; say backbone.split=0.8"
             )
-        terms[name] = chosen(_width(encoder, chosen, knobs), objective, **knobs)
+        terms[name] = kind(_width(encoder, kind, knobs), objective, **knobs)
     return Learner(encoder, objective, terms, weights)
 
 
-def _width(encoder: Any, term: Any, knobs: dict[str, Any]) -> int:
+def check(recipe: dict[str, Any]) -> None:
+    """Refuse what `build` refuses, of a resolved recipe, without weights: on the meta device."""
+    with torch.device("meta"):
+        build(recipe | {"backbone": recipe["backbone"] | {"pretrained": False}})
+
+
+def _width(encoder: Encoder, term: type[Term], knobs: dict[str, Any]) -> int:
     """The width of what a term reads: a block's maps, the EF part, or the whole output."""
-    if getattr(term, "maps", False):
+    if term.maps:
         return encoder.channels(knobs["layer"])
-    return encoder.dim - encoder.split if term.split else encoder.dim
+    return encoder.dim - (encoder.split or 0) if term.split else encoder.dim

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from equitools.nn.schedules import share
+
 
 @dataclass(frozen=True)
 class Length:
@@ -38,7 +40,7 @@ class Length:
         return 1.0 if step >= self.prelude else step / self.prelude
 
 
-def length(recipe: dict[str, Any], samples: int) -> Length:
+def run_length(recipe: dict[str, Any], samples: int) -> Length:
     """The length of a resolved recipe's run over a train split of so many samples."""
     batch = recipe["batch_size"]
     steps = recipe["steps"] or max(1, int(recipe["epochs"] * samples / batch + 1e-6))
@@ -50,3 +52,11 @@ def asked_epochs(recipe: dict[str, Any], run: Length) -> float:
     """The epochs that durations are shares of: those asked for, of which a part of a batch is lost
     at the end, or what the asked steps come to."""
     return run.epochs if recipe["steps"] else recipe["epochs"]
+
+
+def durations(settings: dict[str, Any], epochs: float) -> dict[str, float]:
+    """A resolved recipe's durations as shares of the run; UsageError when longer than it."""
+    return {
+        key: share(settings["schedule"][key], epochs, f"recipe.schedule.{key}")
+        for key in ("warmup_epochs", "freeze_last_layer")
+    }

@@ -21,6 +21,7 @@ from equitools.core.errors import DataError, EquiError, UsageError
 from equitools.data import cache as data_cache
 from equitools.data import images
 from equitools.data.cache import Decoded
+from equitools.data.shards.index import ShardIndex
 from equitools.data.shards.order import positions
 from equitools.data.workers import quiet_worker
 from equitools.training import portions
@@ -35,8 +36,18 @@ class StepBatches(Dataset):
     where a user sees it.
     """
 
-    def __init__(self, index: Any, plan: Any, *, seed: int, batch: int, ranks: int, rank: int,
-                 accumulate: int, cache: str = "none") -> None:  # fmt: skip
+    def __init__(
+        self,
+        index: ShardIndex,
+        plan: augment.Views,
+        *,
+        seed: int,
+        batch: int,
+        ranks: int,
+        rank: int,
+        accumulate: int,
+        cache: str = "none",
+    ) -> None:
         if batch % (ranks * accumulate):
             raise UsageError(
                 f"batch_size={batch} does not divide among {ranks} processes"
@@ -51,7 +62,7 @@ class StepBatches(Dataset):
         here = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
         self.decoded = Decoded(index, here) if cache == "memory" else None
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: int) -> augment.Batch | DataError:
         step, micro = divmod(number, self.accumulate)
         start = (self.rank * self.accumulate + micro) * self.share
         inside = portions.inside(start, self.share, members=self.members, batch=self.batch)
@@ -67,7 +78,7 @@ class StepBatches(Dataset):
 
     def _draw(
         self, members: list[tuple[int, int]], known: np.ndarray, step: int, inside: list[bool]
-    ) -> Any:
+    ) -> dict[str, Any]:
         sizes = [(*known[i].tolist(), self.index.keys[i], epoch) for epoch, i in members]
         drawn = self.plan.draw(sizes, self.seed, step=step, inside=inside)
         return drawn | {"samples": torch.tensor([i for _, i in members])}
@@ -76,7 +87,7 @@ class StepBatches(Dataset):
         """Let storage work on the whole micro-batch while its first pictures are decoded."""
         self.index.fetch(samples if self.decoded is None else self.decoded.missing(samples))
 
-    def _sample(self, epoch: int, i: int, inside: bool) -> Any:
+    def _sample(self, epoch: int, i: int, inside: bool) -> augment.Drawn:
         return self.plan.sample(self._picture(i), self.index.keys[i], self.seed, epoch, inside)
 
     def _picture(self, i: int) -> np.ndarray:
@@ -85,7 +96,7 @@ class StepBatches(Dataset):
         return images.decode(self.index.image(i), self.index.where(i))
 
 
-def shapes(index: Any, plan: Any) -> np.ndarray:
+def shapes(index: ShardIndex, plan: augment.Views) -> np.ndarray:
     """Height and width of every picture, n 2, by their headers. UsageError for `apply: worker`."""
     if plan.settings["apply"] == "worker":
         raise UsageError("cache=device leaves nothing to a worker; say views.apply=device")
@@ -112,10 +123,40 @@ class From(Sampler):
         return self.end - self.start
 
 
+def run_batches(
+    settings: dict[str, Any],
+    index: ShardIndex,
+    plan: augment.Views,
+    device: torch.device,
+    *,
+    start: int,
+    end: int,
+) -> Generator[augment.Batch, None, None]:
+    """The batches of this rank for the steps [start, end) of a recipe's run."""
+    data = StepBatches(
+        index,
+        plan,
+        seed=settings["seed"],
+        batch=settings["batch_size"],
+        ranks=distributed.world_size(),
+        rank=distributed.rank(),
+        accumulate=settings["accumulate"],
+        cache=settings["cache"],
+    )
+    resident = residents(data, device)
+    workers, pin = worker_count(settings), device.type == "cuda"
+    return batches(data, start=start, end=end, workers=workers, pin=pin, resident=resident)
+
+
 def batches(
-    data: StepBatches, *, start: int, end: int, workers: int, pin: bool,
+    data: StepBatches,
+    *,
+    start: int,
+    end: int,
+    workers: int,
+    pin: bool,
     resident: Resident | None = None,
-) -> Generator[Any, None, None]:  # fmt: skip
+) -> Generator[augment.Batch, None, None]:
     """Batches of the steps [start, end); raises DataError where a sample cannot be read, EquiError
     when a worker has died. resident: the pictures, where cache=device keeps them. Closing it ends
     the workers."""

@@ -16,8 +16,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [line for line in read_lines(path) if line["step"] <= step] if step else []
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        before = [line for line in read_lines(path) if line["step"] <= step] if step else []
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in before))
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
@@ -39,7 +39,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines() if line]
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no NaN: say it in words."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
@@ -63,16 +63,16 @@ def trackers_of(settings: dict[str, Any]) -> list[str]:
 
 def flat(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """A nested line of metrics as `a/b: number`, for trackers."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in line.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}/")
+            numbers |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
-            found[prefix + key] = float(value)
-    return found
+            numbers[prefix + key] = float(value)
+    return numbers
 
 
-def shown(line: dict[str, Any]) -> dict[str, str]:
+def progress_fields(line: dict[str, Any]) -> dict[str, str]:
     """What the progress display takes from a line of metrics."""
     if "loss" not in line:
         return {}

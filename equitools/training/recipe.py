@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+from types import ModuleType
 from typing import Any
 
 from equitools import augment, backbones, equivariance, objectives
 from equitools.core.errors import UsageError
-from equitools.manifest import schema
+from equitools.manifest import history, schema
 from equitools.manifest.fold import fold
 from equitools.nn import optim
 from equitools.nn.schedules import Duration
@@ -20,10 +21,8 @@ from equitools.training import portions
 
 TOP_MAPPINGS = ("backbone", "objective", "equivariance", "views", "optimizer", "schedule")
 # What may change between a run and its resumption without changing the result.
-NOT_IDENTITY = (
-    "device", "workers", "processes", "checkpoint_every", "trackers", "log_every", "watch_every",
-    "knn_every", "on_collapse", "cache",
-)  # fmt: skip
+NOT_IDENTITY = {"device", "workers", "processes", "cache", "trackers", "on_collapse"}
+NOT_IDENTITY |= {"checkpoint_every", "log_every", "watch_every", "knn_every"}
 
 
 def run_settings(
@@ -59,7 +58,8 @@ def run_settings(
     torch.compile.
     checkpoint_activations: compute them again in the backward pass. checkpoint_every, log_every,
     watch_every: in steps; knn_every: in epochs, 0 is off. on_collapse: warn or stop.
-    trackers: tensorboard, wandb. export: slow or online; None is what the objective declares.
+    trackers: tensorboard, wandb. export: slow (the target network) or online; None is what
+    the objective declares.
     """
     values = dict(locals())
     _choice(values, "precision", ("auto", "fp32", "bf16"))
@@ -157,14 +157,20 @@ def resolve(recipe: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _with_name(namespace: Any, settings: dict[str, Any], what: str) -> dict[str, Any]:
+def identity(settings: dict[str, Any], shards: str) -> str:
+    """The digest of a resolved recipe and its shards: what two runs share to be the same run."""
+    matters = {key: value for key, value in settings.items() if key not in NOT_IDENTITY}
+    return history.identity(matters, shards)
+
+
+def _with_name(namespace: ModuleType, settings: dict[str, Any], what: str) -> dict[str, Any]:
     knobs = {key: value for key, value in settings.items() if key != "name"}
-    found = schema.pick(namespace, settings["name"], what)
-    return {"name": settings["name"], **schema.knobs(found, knobs, f"recipe.{what}")}
+    chosen = schema.pick(namespace, settings["name"], what)
+    return {"name": settings["name"], **schema.knobs(chosen, knobs, f"recipe.{what}")}
 
 
 def _term(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     knobs = {key: value for key, value in settings.items() if key != "weight"}
-    found = schema.pick(equivariance, name, "equivariance term")
-    filled = schema.knobs(found, knobs, f"recipe.equivariance.{name}")
+    chosen = schema.pick(equivariance, name, "equivariance term")
+    filled = schema.knobs(chosen, knobs, f"recipe.equivariance.{name}")
     return {"weight": float(settings.get("weight", 1.0)), **filled}

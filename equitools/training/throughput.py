@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from equitools import augment
+from equitools.backbones import Encoder
 from equitools.core.errors import EquiError
 from equitools.core.records import View
 from equitools.data import images
@@ -57,7 +58,7 @@ def describe(settings: dict[str, Any], document: dict[str, Any]) -> str:
     return "\n".join([*lines, f"              → {needed} cores for each GPU"])
 
 
-def _engines(plan: Any) -> str:
+def _engines(plan: augment.Views) -> str:
     """In words, what carries the operations out: where a worker would, and on the device."""
     if plan.settings["apply"] == "worker":
         return f"{augment.engine('cpu')} in the loader's processes"
@@ -72,10 +73,10 @@ def pictures(document: dict[str, Any], count: int = 64) -> tuple[list[bytes], st
         made = [photo(seed) for seed in range(8)]
         return made, f"made JPEGs of 500×375 px and {sum(map(len, made)) / 8e3:.0f} kB"
     index = ShardIndex(locate(entry, "shards.train")[:1])
-    found = [index.image(i) for i in range(min(count, len(index)))]
-    if not found:
+    pictures = [index.image(i) for i in range(min(count, len(index)))]
+    if not pictures:
         raise EquiError("the first shard of shards.train holds no sample to measure with")
-    return found, f"{len(found)} pictures of these shards"
+    return pictures, f"{len(pictures)} pictures of these shards"
 
 
 def photo(seed: int) -> bytes:
@@ -89,7 +90,7 @@ def photo(seed: int) -> bytes:
     return file.getvalue()
 
 
-def one_core(plan: Any, data: list[bytes]) -> float:
+def one_core(plan: augment.Views, data: list[bytes]) -> float:
     """Images that one thread decodes, crops and collates in a second of processor time.
 
     With `apply: worker` they are finished too.
@@ -106,7 +107,7 @@ def one_core(plan: Any, data: list[bytes]) -> float:
         torch.set_num_threads(threads)
 
 
-def _make(plan: Any, data: list[bytes]) -> int:
+def _make(plan: augment.Views, data: list[bytes]) -> int:
     pixels = [images.decode(one, "a picture to measure with") for one in data]
     inside = portions.inside(
         0, len(data), members=round((plan.portion or 0) * len(data)), batch=len(data)
@@ -116,13 +117,13 @@ def _make(plan: Any, data: list[bytes]) -> int:
     return len(data)
 
 
-def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
+def operations(settings: dict[str, Any], plan: augment.Views, samples: int = 2) -> float:
     """Floating-point operations of one training step for each sample: forward and backward."""
     model = learner.build(settings)
 
     def counted(samples: int, inside: int) -> float:
         with FlopCounterMode(display=False) as counter:
-            _step(model, _slow(model), blank(plan, samples, inside))
+            _step(model, _target(model), blank(plan, samples, inside))
         return float(counter.get_total_flops())
 
     if plan.portion is None:
@@ -130,25 +131,28 @@ def operations(settings: dict[str, Any], plan: Any, samples: int = 2) -> float:
     return for_each(counted, plan.portion, samples)[1]
 
 
-def measured(settings: dict[str, Any], plan: Any) -> float:
+def measured(settings: dict[str, Any], plan: augment.Views) -> float:
     """Images per second of training on the GPU, on blank views already there."""
     model = learner.build(settings).cuda()
     processes = settings["processes"] or torch.cuda.device_count()
     samples = settings["batch_size"] // (processes * settings["accumulate"])
-    views, slow = blank(plan, samples, round((plan.portion or 0) * samples), "cuda"), _slow(model)
+    views, target = (
+        blank(plan, samples, round((plan.portion or 0) * samples), "cuda"),
+        _target(model),
+    )
     bf16 = settings["precision"] != "fp32" and torch.cuda.is_bf16_supported()
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        _step(model, slow, views)
+        _step(model, target, views)
         torch.cuda.synchronize()
         begun = time.perf_counter()
         for _ in range(STEPS):
-            _step(model, slow, views)
+            _step(model, target, views)
         torch.cuda.synchronize()
     return STEPS * samples / (time.perf_counter() - begun)
 
 
-def _slow(model: learner.Learner) -> Any:
-    return ema.slow_copy(model.encoder) if model.needs_target else None
+def _target(model: learner.Learner) -> Encoder | None:
+    return ema.copy(model.encoder) if model.needs_target else None
 
 
 def for_each(
@@ -168,12 +172,12 @@ def for_each(
     return start - inside * one_in - outside * one_out, each
 
 
-def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[View]:
+def blank(plan: augment.Views, samples: int, inside: int, device: str = "cpu") -> list[View]:
     """Noise in the shape of a plan's views, the first samples of which are in the portion, whose
     grids have their mean size."""
     rows = torch.arange(samples, device=device).split([inside, samples - inside])
 
-    def view(planned: Any, part: Any) -> View:
+    def view(planned: augment.ViewPlan, part: augment.Part) -> View:
         own = None if part.inside is None else rows[not part.inside]
         count = samples if own is None else len(own)
         image = torch.randn(count, 3, *[_side(plan, planned)] * 2, device=device)
@@ -184,17 +188,15 @@ def blank(plan: Any, samples: int, inside: int, device: str = "cpu") -> list[Vie
     return [view(plan.views[number], part_of[number]) for number in sorted(part_of)]
 
 
-def _side(plan: Any, planned: Any) -> int:
+def _side(plan: augment.Views, planned: augment.ViewPlan) -> int:
     if planned.replaces is None:
         return planned.size
     patch = plan.settings[planned.group]["patch"]
     return round(planned.size / patch) * patch
 
 
-def _step(model: learner.Learner, slow: Any, views: list[View]) -> None:
-    target = None
-    if slow is not None:
-        target = model.see_slowly(slow, views)
-    loss, _, _ = model(views, target, 0.0, 0.0)
+def _step(model: learner.Learner, target: Encoder | None, views: list[View]) -> None:
+    features = None if target is None else model.target_features(target, views)
+    loss, _, _ = model(views, features, 0.0, 0.0)
     model.zero_grad(set_to_none=True)
     loss.backward()

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from equitools.augment import Batch
 from equitools.core import distributed
 from equitools.core.errors import NumericalError
 from equitools.core.records import Features, Step
-from equitools.data.shards.index import open_split
+from equitools.data.shards.index import ShardIndex, open_split
 from equitools.features.extract import extract
 from equitools.features.neighbors import knn
 from equitools.features.transform import evaluation_transform
 from equitools.nn import collapse
+from equitools.nn.term import Term
+from equitools.training.learner import Learner
+from equitools.training.length import Length
+from equitools.training.optimization import Sums
+
+Line = dict[str, Any]  # of metrics.jsonl
 
 SENTENCES = {"I": "the invariant part", "V": "the equivariant part"}
 CONSTANT = 1e-3  # spread of a representation that says nothing
@@ -32,25 +40,25 @@ def describe(readings: Mapping[str, float], losses: Mapping[str, float]) -> list
     readings: `measure` and the terms' diagnostics, each name bare ("h_V") or after the name of
     its term ("dino/teacher_entropy"). losses: the terms' losses by name ("dino").
     """
-    words = []
+    sentences = []
     for key, value in readings.items():
         owner, _, name = key.rpartition("/")
         if name == "uniform_entropy":
-            words += _assignments(readings, losses, owner, value)
+            sentences += _assignments(readings, losses, owner, value)
         elif name.startswith("spread_") and "min" not in name and value < CONSTANT:
-            words.append(f"{SENTENCES[name[-1]]} is constant: channel spread {value:.1g}")
+            sentences.append(f"{SENTENCES[name[-1]]} is constant: channel spread {value:.1g}")
         elif name in ("z_I", "z_V") and value < VANISHED:
-            words.append(f"{SENTENCES[name[-1]]} has vanished: mean |z| = {value:.1g}")
+            sentences.append(f"{SENTENCES[name[-1]]} has vanished: mean |z| = {value:.1g}")
         elif name in ("h_I", "h_V") and value < -DECADES:
             head = "EF" if name == "h_V" else "IR"
-            words.append(f"the {head} head has decayed: Σp² = 1e{value:.1f}")
-    return words
+            sentences.append(f"the {head} head has decayed: Σp² = 1e{value:.1f}")
+    return sentences
 
 
 def _assignments(
     readings: Mapping[str, float], losses: Mapping[str, float], owner: str, uniform: float
 ) -> list[str]:
-    """Words for a slow network whose assignments have become uniform, or all the same."""
+    """Words for a target network whose assignments have become uniform, or all the same."""
     prefix = f"{owner}/" if owner else ""
     entropy = readings[f"{prefix}teacher_entropy"]
     choices = round(math.exp(uniform))
@@ -64,67 +72,121 @@ def _assignments(
     return []
 
 
-def stop_if_broken(
-    loss: torch.Tensor, parts: dict[str, torch.Tensor], step: int, saved: int
-) -> None:
+def stop_if_broken(loss: Tensor, losses: dict[str, Tensor], step: int, saved: int) -> None:
     """Raise NumericalError naming the terms that are not finite, in whichever process they are.
 
     saved: the step of the last saved state, 0 for none.
     """
     broken = not bool(torch.isfinite(loss))
     if distributed.any_across(broken, loss.device):
-        bad = [name for name, value in parts.items() if not bool(torch.isfinite(value))]
+        bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
         where = ", ".join(bad) or ("the sum of terms" if broken else "another process's loss")
-        kept = f"the state of step {saved} is kept" if saved else "nothing was saved before it"
+        state = f"the state of step {saved} is kept" if saved else "nothing was saved before it"
         raise NumericalError(
-            f"step {step + 1}: {where} is not finite; {kept}."
+            f"step {step + 1}: {where} is not finite; {state}."
             " A lower optimizer.lr, or precision=fp32, is what usually helps"
         )
 
 
-def look(
-    settings: dict[str, Any], model: Any, record: Step, said: list[Features],
-    losses: dict[str, float],
-) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """The collapse watch of one step: its readings, and in words what is wrong, if anything is.
+class Watch:
+    """What a run says of itself: the metrics of a step, and what is new to report.
 
-    record: its last micro-batch, which the terms look at; said: what the encoder says of them all.
+    reported: {kind of sentence: the sentence with its step}, what was said before a resumption.
     """
-    signs: dict[str, float] = {}
-    for owner, term in [(settings["objective"]["name"], model.objective), *model.terms.items()]:
-        if hasattr(term, "diagnostics"):
-            signs |= {f"{owner}/{key}": value for key, value in term.diagnostics(record).items()}
-    readings = collapse.measure(said) | _mean(distributed.everyones(signs))
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        length: Length,
+        model: Learner,
+        reported: dict[str, str],
+        start: int,
+    ) -> None:
+        self.settings, self.length, self.model = settings, length, model
+        self.reported, self.logged = reported, start
+        self.clock, self.waited = time.perf_counter(), 0.0
+
+    def next_of(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time that it was waited for is counted."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def due(self, key: Literal["log_every", "watch_every"], seen: int) -> bool:
+        """Is a line of losses or a look at signs of collapse due after so many steps?"""
+        return seen % self.settings[key] == 0 or seen == self.length.steps
+
+    def step(self, seen: int, rate: float, sums: Sums, record: Step) -> tuple[Line, list[str]]:
+        """The metrics after so many steps, empty where none are due, and new signs of collapse.
+
+        sums: the step's micro-batches; record: the last of them, which the terms look at.
+        """
+        logs, looks = self.due("log_every", seen), self.due("watch_every", seen)
+        if not (logs or looks):
+            return {}, []
+        loss, losses = sums.means()
+        line: Line = (
+            {"loss": loss, "losses": losses, "lr": rate, **self._speed(seen)} if logs else {}
+        )
+        if not looks:
+            return line, []
+        line["watch"], sentences = signs_of_collapse(
+            self.model.named_terms(self.settings["objective"]["name"]),
+            record,
+            sums.features,
+            losses,
+        )
+        return line, self.report_new(sentences, seen)
+
+    def _speed(self, seen: int) -> dict[str, float]:
+        """Images per second and the share of the time that was waited, since the last line."""
+        elapsed = time.perf_counter() - self.clock
+        images = (seen - self.logged) * self.settings["batch_size"]
+        speed = {"images_per_second": images / elapsed, "waited": self.waited / elapsed}
+        self.clock, self.waited, self.logged = time.perf_counter(), 0.0, seen
+        return speed
+
+    def report_new(self, sentences: list[str], step: int) -> list[str]:
+        """Keep what is said for the first time, with its step, and return it.
+
+        Sentences are the same when they differ in their numbers only, which stand after the colon.
+        """
+        kinds = {sentence.split(":")[0]: f"step {step}: {sentence}" for sentence in sentences}
+        new = {kind: text for kind, text in kinds.items() if kind not in self.reported}
+        self.reported |= new
+        return list(new.values())
+
+    def neighbors_due(self, step: int) -> bool:
+        """Does this step end another `knn_every` epochs, or the run?"""
+        every = self.settings["knn_every"]
+        if every <= 0:
+            return False
+        now, before = self.length.epoch(step + 1), self.length.epoch(step)
+        return int(now / every) > int(before / every) or step + 1 == self.length.steps
+
+
+def signs_of_collapse(
+    terms: Mapping[str, Term], record: Step, features: list[Features], losses: dict[str, float]
+) -> tuple[dict[str, float], list[str]]:
+    """The collapse watch of one step: its readings, and in words what is wrong, if anything is."""
+    signs = {
+        f"{owner}/{key}": value
+        for owner, term in terms.items()
+        for key, value in term.diagnostics(record).items()
+    }
+    readings = collapse.measure(features) | _mean(distributed.everyones(signs))
     return readings, describe(readings, losses)
 
 
-def _mean(said: list[dict[str, float]]) -> dict[str, float]:
+def _mean(readings: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each reading over the processes that have it: a portion may be elsewhere."""
-    keys = dict.fromkeys(key for one in said for key in one)
-    return {key: fmean(one[key] for one in said if key in one) for key in keys}
-
-
-def note(noted: dict[str, str], words: list[str], step: int) -> list[str]:
-    """Keep what the watch says for the first time, with its step; returns what is new.
-
-    Sentences are the same when they differ in their numbers only, which stand after the colon.
-    """
-    fresh = {word.split(":")[0]: f"step {step}: {word}" for word in words}
-    fresh = {kind: said for kind, said in fresh.items() if kind not in noted}
-    noted |= fresh
-    return list(fresh.values())
-
-
-def crossed(every: float, length: Any, step: int) -> bool:
-    """Does this step end another `every` epochs, or the run?"""
-    if every <= 0:
-        return False
-    now, before = length.epoch(step + 1), length.epoch(step)
-    return int(now / every) > int(before / every) or step + 1 == length.steps
+    keys = dict.fromkeys(key for one in readings for key in one)
+    return {key: fmean(one[key] for one in readings if key in one) for key in keys}
 
 
 def nearest_neighbors(
-    settings: dict[str, Any], document: dict[str, Any], index: Any, encoder: nn.Module
+    settings: dict[str, Any], document: dict[str, Any], index: ShardIndex, encoder: nn.Module
 ) -> dict[str, float]:
     """20-nearest-neighbor accuracy, in percent, and effective rank, on a val split if there is one.
 
@@ -138,5 +200,5 @@ def nearest_neighbors(
         extract(frozen, split, transform=transform, device=settings["device"], limit=limit)
         for split, limit in ((index, 25_000), (open_split(document, "val"), 5_000))
     )
-    found = knn(train.features, train.labels, val.features, val.labels, ks=[20])
-    return found | {"effective_rank": collapse.effective_rank(val.features)}
+    scores = knn(train.features, train.labels, val.features, val.labels, ks=[20])
+    return scores | {"effective_rank": collapse.effective_rank(val.features)}

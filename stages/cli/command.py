@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,7 +12,7 @@ from equitools import __version__, manifest
 from equitools.core import processes
 from equitools.core.errors import EquiError
 from equitools.core.files import write_atomic
-from equitools.manifest import files
+from equitools.manifest import Document, files
 from equitools.manifest.run_folder import check_writable
 
 from . import stdio, words
@@ -25,6 +25,9 @@ EXIT_CODES = (
 )
 
 
+T = TypeVar("T")
+
+
 class _Command(click.Command):
     """A command whose help, too, says in one line that it could not be written."""
 
@@ -34,9 +37,8 @@ class _Command(click.Command):
         except click.NoSuchOption as error:
             key = error.option_name.lstrip("-").replace("-", "_")
             more = f"{error.message} A setting is a word without dashes: {key}=VALUE."
-            raise click.NoSuchOption(
-                error.option_name, more, error.possibilities, context
-            ) from None
+            near = error.possibilities
+            raise click.NoSuchOption(error.option_name, more, near, context) from None
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
@@ -53,18 +55,16 @@ def command(program: Program) -> click.Command:
     def callback(**options: Any) -> None:
         sys.exit(_main(program, options))
 
-    usage = [
+    usage: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="[LAYER|MANIFEST|key=value]..."),
         click.Option(["-o", "--out"], metavar="DIR", help="Write files and manifest.yaml here."),
         click.Option(["--plan"], is_flag=True, help="Say what would be done, and do nothing."),
         click.Option(["--list"], is_flag=True, help="List the layers and names to choose from."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Say more; show tracebacks."),
     ]
-    made = _Command(
-        f"equi-{program.name}", callback=callback, params=list(usage), help=program.help,
-        epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]},
-    )  # fmt: skip
-    return click.version_option(__version__, prog_name=made.name)(made)
+    name, settings = f"equi-{program.name}", {"help_option_names": ["-h", "--help"]}
+    made = _Command(name, settings, callback, usage, program.help, EXIT_CODES)
+    return click.version_option(__version__, prog_name=name)(made)
 
 
 def _main(program: Program, options: dict[str, Any]) -> int:
@@ -97,9 +97,9 @@ def _request(program: Program, options: dict[str, Any], stdout: stdio.Stdout) ->
     return Request(program, document, documents, out, options["plan"], argv, stdout)
 
 
-def _share(gather: Callable[[], Any]) -> Any:
+def _share(gather: Callable[[], T]) -> T:
     """Let rank 0 gather and tell the others; where it fails, all leave with its exit code."""
-    if processes.ranks() < 2:
+    if processes.launched() < 2:
         return gather()
     from equitools.core.distributed import barrier, broadcast_object, stop
 
@@ -121,7 +121,7 @@ def _share(gather: Callable[[], Any]) -> Any:
     return value
 
 
-def _finish(request: Request, document: dict[str, Any]) -> None:
+def _finish(request: Request, document: Document) -> None:
     """Write DIR/manifest.yaml, last and atomically, then print the manifest."""
     document = manifest.ordered(document)
     text = manifest.dump(document)

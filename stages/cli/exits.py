@@ -11,19 +11,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
 
 import click
 
 from equitools.core import processes
 from equitools.core.errors import EquiError, UsageError
 
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 # What a missing module is called for pip.
-EXTRAS = {
-    "sklearn": "digits", "matplotlib": "plots", "fvcore": "count",
-    "tensorboard": "trackers", "wandb": "trackers",
-}  # fmt: skip
+EXTRAS = {"sklearn": "digits", "matplotlib": "plots", "fvcore": "count"}
+EXTRAS |= dict.fromkeys(("tensorboard", "wandb"), "trackers")
 LONGEST = 600  # characters of a message
 
 
@@ -55,17 +53,17 @@ def exit_code(verbose: bool) -> Iterator[Result]:
     except Quietly as error:
         result.code = error.code
     except KeyboardInterrupt:
-        said.error("interrupted")
+        log.error("interrupted")
         result.code = 130
     except Terminated:
-        said.error("terminated")
+        log.error("terminated")
         result.code = 143
     except Exception as error:
         result.code = _code(error)
         if processes.rank() == 0 or result.code != UsageError.code:  # every rank has the same words
-            said.error(_line(error, verbose))
+            log.error(_line(error, verbose))
         if verbose:
-            said.debug("".join(traceback.format_exception(error)).rstrip())
+            log.debug("".join(traceback.format_exception(error)).rstrip())
     finally:
         _end_workers()
 
@@ -91,7 +89,7 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    def terminate(number: int, stack: Any) -> None:
+    def terminate(number: int, stack: FrameType | None) -> None:
         raise Terminated
 
     def forget() -> None:
@@ -116,17 +114,17 @@ def _insisting() -> Iterator[None]:
     dropped: list[type[BaseException]] = []
     report = sys.unraisablehook
 
-    def note(lost: Any) -> None:
+    def remember(lost: sys.UnraisableHookArgs) -> None:
         if isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
             dropped.append(type(lost.exc_value))
             signal.setitimer(signal.ITIMER_REAL, 0.01)  # by then the destructor has ended
         else:
             report(lost)
 
-    def insist(number: int, stack: Any) -> None:
+    def insist(number: int, stack: FrameType | None) -> None:
         raise dropped[-1]
 
-    before, sys.unraisablehook = signal.signal(signal.SIGALRM, insist), note
+    before, sys.unraisablehook = signal.signal(signal.SIGALRM, insist), remember
     try:
         yield
     finally:
@@ -147,7 +145,7 @@ def _line(error: Exception, verbose: bool) -> str:
         return _one_line(str(error))
     if isinstance(error, click.ClickException):
         return _one_line(error.format_message())
-    if isinstance(error, ModuleNotFoundError) and (root := _root(error)) in EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and (root := str(error.name).split(".")[0]) in EXTRAS:
         return f"{root} is not installed; pip install 'equitools[{EXTRAS[root]}]'"
     if isinstance(error, OSError) and (error.strerror or str(error)):
         place = f"{error.filename}: " if error.filename is not None else ""
@@ -158,10 +156,6 @@ def _line(error: Exception, verbose: bool) -> str:
         return "a process that reads images died: out of memory, or /dev/shm is full; try workers=0"
     hint = "" if verbose else " (-v shows the traceback)"
     return f"{type(error).__name__}: {_one_line(str(error))}{hint}"
-
-
-def _root(error: ModuleNotFoundError) -> str:
-    return (error.name or "").partition(".")[0]
 
 
 def _one_line(text: str) -> str:
@@ -185,10 +179,11 @@ def log_to_stderr(name: str, verbose: bool) -> None:
     handler.setFormatter(
         logging.Formatter(f"{name}{f' [rank {rank}]' if rank else ''}: %(message)s")
     )
-    said.handlers[:] = [handler]
-    said.propagate = False
+    ours = logging.getLogger("equitools")  # the parent of every module's logger
+    ours.handlers[:] = [handler]
+    ours.propagate = False
     quiet = logging.WARNING if rank else logging.INFO
-    said.setLevel(logging.DEBUG if verbose else quiet)
+    ours.setLevel(logging.DEBUG if verbose else quiet)
 
 
 def leave(code: int) -> None:

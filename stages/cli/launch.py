@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from types import FrameType
-from typing import Any
+from typing import IO
 
 from equitools.core.processes import end_with_parent
 
@@ -29,10 +29,8 @@ def run(module: str, words: list[str], document: str, processes: int) -> tuple[i
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as answer:
         given.write(document)
         given.seek(0)
-        members = [
-            _start(module, words, rank, processes, port, None if rank else (given, answer))
-            for rank in range(processes)
-        ]
+        command, files = [sys.executable, "-m", module, *words], (given, answer)
+        members = [_start(command, rank, processes, port, files) for rank in range(processes)]
 
         def forward(number: int, frame: FrameType | None) -> None:
             for process in members:
@@ -49,17 +47,17 @@ def run(module: str, words: list[str], document: str, processes: int) -> tuple[i
 
 
 def _start(
-    module: str, words: list[str], rank: int, processes: int, port: int, files: tuple | None
+    command: list[str], rank: int, processes: int, port: int, files: tuple[IO[str], IO[str]]
 ) -> subprocess.Popen[bytes]:
     """One rank; only rank 0 has a stdin and a stdout."""
-    place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
-    place |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     environment = os.environ | {key: str(value) for key, value in place.items()}
+    environment["MASTER_ADDR"] = "127.0.0.1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    given, answer = files or (subprocess.DEVNULL, subprocess.DEVNULL)
-    command = [sys.executable, "-m", module, *words]
+    stdin, stdout = (subprocess.DEVNULL, subprocess.DEVNULL) if rank else files
     return subprocess.Popen(
-        command, stdin=given, stdout=answer, env=environment, preexec_fn=end_with_parent
+        command, stdin=stdin, stdout=stdout, env=environment, preexec_fn=end_with_parent
     )
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from equitools import manifest
 from equitools.core import processes
-from equitools.manifest import files
+from equitools.manifest import Document, files
 from equitools.manifest.run_folder import refuse_other_stage
 
 from . import stdio
 
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Program:
     section: str
     reads: tuple[str, ...]
     folders: tuple[str, ...]
-    run: Callable[[Request], dict[str, Any] | None]
+    run: Callable[[Request], Document | None]
     help: str
     sources: bool = False
     required: bool = True
     folds: bool = True
     verbs: tuple[str, ...] = ()
-    check: Callable[[dict[str, Any]], Any] | None = None
+    check: Callable[[Document], object] | None = None
     menus: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
 
@@ -66,18 +66,17 @@ class Request:
     """
 
     program: Program
-    document: dict[str, Any]
-    documents: list[dict[str, Any]]
+    document: Document
+    documents: list[Document]
     out: Path | None
     plan: bool
     argv: list[str]
     stdout: stdio.Stdout
-    said: logging.Logger = said
     started: float = field(default_factory=time.monotonic)
-    afterwards: list[Callable[[], Any]] = field(default_factory=list)
+    afterwards: list[Callable[[], object]] = field(default_factory=list)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Document:
         """This stage's section of the document."""
         return self.document[self.program.section]
 
@@ -88,7 +87,11 @@ class Request:
 
     def say(self, text: str) -> None:
         """Tell people something, on stderr."""
-        self.said.info(text)
+        log.info(text)
+
+    def warn(self, text: str) -> None:
+        """Tell people what is amiss, on stderr, whichever process sees it."""
+        log.warning(text)
 
     def choose_out(self, path: str | Path) -> Path:
         """The output folder, created: that of -o, else this one, which is named on stderr.
@@ -108,8 +111,7 @@ class Request:
         if processes.rank() == 0:
             self.stdout.write(text if text.endswith("\n") else text + "\n")
 
-    def record(self, document: dict[str, Any], id: str, **facts: Any) -> dict[str, Any]:
+    def record(self, document: Document, id: str, **facts: Any) -> Document:
         """`document` with this stage's record at the end of its history."""
-        return manifest.append_history(
-            document, self.program.name, self.argv, self.seconds, id, **facts
-        )
+        who, seconds = self.program.name, self.seconds
+        return manifest.append_history(document, who, self.argv, seconds, id, **facts)

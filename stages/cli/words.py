@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from equitools import manifest
 from equitools.core.errors import DataError, UsageError
-from equitools.manifest import files, schema
+from equitools.manifest import Document, files, schema
 
 from . import stdio
 from .program import Program
@@ -27,11 +26,11 @@ _ASSIGNS = re.compile(r"[A-Za-z_][\w.+-]*=")
 class Words:
     """What a command line says: documents in order, and whether `-` asks for stdin."""
 
-    documents: list[dict[str, Any]] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
     dash: bool = False
 
     @property
-    def manifests(self) -> list[dict[str, Any]]:
+    def manifests(self) -> list[Document]:
         """The documents that are manifests rather than recipe layers."""
         return [document for document in self.documents if "kind" in document]
 
@@ -47,12 +46,12 @@ def parse(given: Iterable[str], program: Program) -> Words:
     return words
 
 
-def _documents(word: str, program: Program) -> list[dict[str, Any]]:
+def _documents(word: str, program: Program) -> list[Document]:
     if _ASSIGNS.match(word):
         return [{program.section: manifest.parse_assignment(word)}]
     if word in program.verbs:
         return [{program.section: {"verb": word}}]
-    if _is_file(word):
+    if word.endswith((".yaml", ".yml")):
         return manifest.load_file(Path(word))
     known = manifest.layers(program.folders)
     if word not in known and program.sources and _is_source(word):
@@ -71,28 +70,22 @@ def _is_source(word: str) -> bool:
     return named or "/" in word or Path(word).is_dir()
 
 
-def _is_file(word: str) -> bool:
-    return word.endswith((".yaml", ".yml"))
-
-
 def _manifest_path(word: str) -> Path:
     """A folder stands for the manifest in it."""
     path = Path(word)
     return path / "manifest.yaml" if path.is_dir() else path
 
 
-def section(words: Words, program: Program) -> dict[str, Any]:
+def section(words: Words, program: Program) -> Document:
     """The stage's section that the words alone make."""
-    whole: dict[str, Any] = {}
+    whole: Document = {}
     for document in words.documents:
         if "kind" not in document:
             whole = manifest.fold(whole, {program.section: document.get(program.section) or {}})
     return whole.get(program.section, {})
 
 
-def gather(
-    words: Words, program: Program, plan: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def gather(words: Words, program: Program, plan: bool) -> tuple[Document, list[Document]]:
     """The folded document, and the manifests as they came. Waits for stdin when it is due."""
     documents = [*_from_stdin(words, program), *words.documents]
     manifests = [document for document in documents if "kind" in document]
@@ -111,7 +104,7 @@ def gather(
     return whole, manifests
 
 
-def _from_stdin(words: Words, program: Program) -> list[dict[str, Any]]:
+def _from_stdin(words: Words, program: Program) -> list[Document]:
     """The documents of stdin, when `-` asks for them or a manifest is read and none was named."""
     due = bool(program.reads) and not words.manifests and stdio.stdin_is_given()
     if not (words.dash or due):
@@ -123,7 +116,7 @@ def _from_stdin(words: Words, program: Program) -> list[dict[str, Any]]:
     return [manifest.absolute(document, folder or Path.cwd()) for document in documents]
 
 
-def _check_kind(document: dict[str, Any], program: Program) -> None:
+def _check_kind(document: Document, program: Program) -> None:
     manifest.check_schema(document)
     if document["kind"] not in program.reads:
         wanted = " or ".join(program.reads) or "no manifest"
@@ -133,12 +126,12 @@ def _check_kind(document: dict[str, Any], program: Program) -> None:
         )
 
 
-def _maker(document: dict[str, Any]) -> str:
+def _maker(document: Document) -> str:
     history = document.get("history")
     return f" (from equi-{history[-1].get('stage')})" if history else ""
 
 
-def _afresh(document: dict[str, Any], program: Program) -> dict[str, Any]:
+def _afresh(document: Document, program: Program) -> Document:
     """Leave out what an earlier run of this stage was asked: it is history, not a request."""
     stages = [record.get("stage") for record in document.get("history") or []]
     if "kind" not in document or program.name not in stages:
@@ -153,8 +146,9 @@ def listing(program: Program) -> str:
     """The layers by folder, and the names of each menu, one line each."""
     groups = [(folder, _layer_lines(folder)) for folder in program.folders]
     for title, menu in program.menus.items():
-        found = menu()
-        groups.append((title, found if isinstance(found, list) else schema.menu(found)))
+        choices = menu()
+        lines = choices if isinstance(choices, list) else schema.menu(choices)
+        groups.append((title, lines))
     groups = [(title, lines) for title, lines in groups if lines]
     width = max((len(name) for _, lines in groups for name, _ in lines), default=0)
     blocks = [

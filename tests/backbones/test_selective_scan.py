@@ -181,9 +181,9 @@ def test_nothing_but_the_inputs_is_kept_for_backward():
 
 def test_its_operators_are_what_they_promise_to_a_compiler():
     inputs = made(2, 3, 4, 5)
-    torch.library.opcheck(torch.ops.equitools.cross_scan.default, inputs)
+    torch.library.opcheck(torch.ops.equitools.cross_scan.default, (inputs,))
     given = torch.randn(2, 3, 4, 5)
-    torch.library.opcheck(torch.ops.equitools.cross_scan_backward.default, (given, *inputs))
+    torch.library.opcheck(torch.ops.equitools.cross_scan_backward.default, (given, inputs))
 
 
 def test_compiled_it_is_one_graph_with_the_same_numbers():

@@ -174,22 +174,34 @@ from triton.compiler import ASTSource
 from equitools.backbones.selective_scan import triton_kernels as kernels
 
 FLOATS = ("bias", "A", "D", "states", "dbias", "dA", "dD", "dB", "dC")
-OPTIONS = {"KEEP": True, "TURNS": 2, "CHUNK": kernels.CHUNK, "CHANNELS": kernels.CHANNELS}
-INNERMOST = dict.fromkeys(("x_channel", "delta_channel", "given_channel"), 1)
+INPUTS, SIZES = ("x", "delta", "bias", "A", "B", "C", "D"), ("b", "d", "h", "w", "chunks")
+X, DELTA, GIVEN = ("", 1, "", ""), ("", "", 1, "", ""), ("", 1, "", "")  # channels innermost
+SLOPES = ("parts", "slopes", "dbias", "dA", "dD", "dB", "dC")
+FORWARD = (INPUTS, ("parts", "states"), SIZES, (X, DELTA))
+BACKWARD = ((*INPUTS, "given", "states"), SLOPES, SIZES, (X, DELTA, GIVEN))
 
-def made(kernel, capability, type):
+def typed(name, place, known, constants):
+    if isinstance(name, tuple):
+        return tuple(typed(one, (*place, i), known, constants) for i, one in enumerate(name))
+    if not isinstance(name, str):
+        constants[place] = name
+        return "constexpr"
+    return known.get(name, "i32")
+
+def made(kernel, arguments, capability, type):
     pointers = dict.fromkeys(("x", "delta", "B", "C", "given", "parts", "slopes"), f"*{type}")
-    known = pointers | dict.fromkeys(FLOATS, "*fp32")
-    constants = {n: v for n, v in (OPTIONS | INNERMOST).items() if n in kernel.arg_names}
-    known |= dict.fromkeys(constants, "constexpr")
-    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
-    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    known, constants = pointers | dict.fromkeys(FLOATS, "*fp32"), {}
+    arguments = (*arguments, 2, kernels.CHUNK, kernels.CHANNELS)
+    types = [typed(one, (i,), known, constants) for i, one in enumerate(arguments)]
+    signature = dict(zip(kernel.arg_names, types, strict=True))
     source = ASTSource(kernel, signature, constants)
     return compile(source, GPUTarget("cuda", capability, 32), kernels.OPTIONS).asm["ptx"]
 
 for capability, type in ((75, "fp16"), (80, "bf16"), (90, "fp32"), (120, "bf16")):
-    assert "shfl" not in made(kernels._forward, capability, type), "threads scan together"
-    assert made(kernels._backward, capability, type)
+    ptx = made(kernels._forward, FORWARD, capability, type)
+    assert "shfl" not in ptx, "threads scan together"
+    assert made(kernels._backward, BACKWARD, capability, type)
+assert made(kernels._forward, (INPUTS, ("parts", None), SIZES, (X, DELTA)), 80, "bf16")
 """
 
 

@@ -139,8 +139,8 @@ def ours(heads: Heads) -> None:
     partners = [tuple(i for i in range(2) if i != v) for v in range(views)]
     losses = []
     for i, kind in enumerate(("cross-entropy", "cosine")):
-        slow = prototypes.Slow(heads.slow_codes[i], heads.slow[i], heads.center, SLOW)
-        pairs = prototypes.Pairs(kind, partners, ONLINE, slow)
+        slow = prototypes.TargetHead(heads.slow_codes[i], heads.slow[i], heads.center, SLOW)
+        pairs = prototypes.ViewPairs(kind, partners, ONLINE, slow)
         losses.append(prototypes.mean(heads.codes[i], heads.online[i], pairs))
     sum(losses).backward()
 
@@ -246,7 +246,7 @@ def with_gradients(online: nn.Module) -> list[nn.Parameter]:
 
 def together(online: nn.ModuleList) -> Callable[[], None]:
     """As equi-pretrain does it."""
-    slow = ema.slow_copy(online)
+    slow = ema.copy(online)
     parameters = with_gradients(online)
     groups = optim.parameter_groups(online.named_parameters(), decay_bias=False)
     optimizer = optim.create(optim.optimizer_settings(), groups)
@@ -262,7 +262,7 @@ def together(online: nn.ModuleList) -> Callable[[], None]:
 
 def looped(online: nn.ModuleList) -> Callable[[], None]:
     """One parameter after the other."""
-    slow = ema.slow_copy(online)
+    slow = ema.copy(online)
     parameters = with_gradients(online)
     optimizer = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.04, foreach=False)
 

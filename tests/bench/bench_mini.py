@@ -100,7 +100,7 @@ class Contender:
         self.bf16 = ours and has_bf16()
         if not ours:
             self.model.to(memory_format=torch.contiguous_format)
-        self.slow = ema.slow_copy(self.model.encoder)
+        self.slow = ema.copy(self.model.encoder)
         groups = optim.parameter_groups(self.model.named_parameters(), decay_bias=False)
         self.optimizer = optim.create(settings["optimizer"], groups)
         self.batch = settings["batch_size"]

@@ -227,7 +227,7 @@ class Contender:
         torch.manual_seed(0)
         self.device = given.device
         self.model = learner.build(settings).to(given.device)
-        self.slow = ema.slow_copy(self.model.encoder) if self.model.needs_target else None
+        self.slow = ema.copy(self.model.encoder) if self.model.needs_target else None
         self.views = views(settings, given.batch, given.device)
 
     def step(self) -> float:
@@ -235,7 +235,9 @@ class Contender:
         self.model.zero_grad(set_to_none=True)
         begun = self.now()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            target = None if self.slow is None else self.model.see_slowly(self.slow, self.views)
+            target = (
+                None if self.slow is None else self.model.target_features(self.slow, self.views)
+            )
             loss, _, _ = self.model(self.views, target, 0.5, 1.0)
         loss.backward()
         return self.now() - begun

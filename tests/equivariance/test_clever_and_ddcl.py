@@ -27,7 +27,7 @@ def pair(name="clever", **knobs):
 def naive_overlap(term, step, similarity=F.cosine_similarity):
     student, teacher = step.objective.temperatures(step)
     targets = [
-        F.softmax((term.slow_head(f.equivariant) - term.center.value) / teacher, dim=-1)
+        F.softmax((term.target_head(f.equivariant) - term.center.value) / teacher, dim=-1)
         for f in step.target
     ]
     found = [
@@ -60,9 +60,9 @@ def test_cosine_of_gaussian_logits_has_a_closed_form(same):
     torch.manual_seed(0)
     x = torch.randn(1, 1 << 20, dtype=torch.float64)
     y = x if same else torch.randn_like(x)
-    slow, online = 1.5625, 0.625
-    found = F.cosine_similarity((slow * x).softmax(-1), (online * y).softmax(-1)).item()
-    apart = (slow - online) ** 2 if same else slow**2 + online**2
+    sharp, online = 1.5625, 0.625
+    found = F.cosine_similarity((sharp * x).softmax(-1), (online * y).softmax(-1)).item()
+    apart = (sharp - online) ** 2 if same else sharp**2 + online**2
     assert found == pytest.approx(math.exp(-apart / 2), rel=0.03)
 
 
@@ -92,7 +92,7 @@ def test_orthogonal_assignments_cost_nothing_and_equal_ones_cost_one():
         record.pooled = step.online[0].pooled
     with torch.no_grad():
         assert float(term.overlap(step)) == pytest.approx(1.0, abs=1e-4)
-        term.slow_head.last_layer.weight_v.neg_()
+        term.target_head.last_layer.weight_v.neg_()
         assert float(term.overlap(step)) == pytest.approx(0.0, abs=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_the_gradient_reaches_the_online_ef_head_and_the_ef_part_only():
     step.target[0].pooled.requires_grad_()
     term(step)["clever/orth"].backward()
     assert all(p.grad is None for p in objective.parameters())
-    assert all(p.grad is None for p in term.slow_head.parameters())
+    assert all(p.grad is None for p in term.target_head.parameters())
     assert term.head.last_layer.weight_g.grad is None
     assert term.head.last_layer.weight_v.grad.abs().sum() > 0
     assert step.target[0].pooled.grad is None
@@ -122,18 +122,18 @@ def test_the_gradient_reaches_the_online_ef_head_and_the_ef_part_only():
         assert not features.pooled.grad[:, :SPLIT].any()
 
 
-def test_clever_keeps_a_center_and_a_slow_head_of_its_own():
+def test_clever_keeps_a_center_and_a_target_head_of_its_own():
     objective, term = pair()
     step = toy_step(objective)
-    logits = torch.cat([term.slow_head(f.equivariant) for f in step.target])
-    before = term.slow_head.mlp[0].weight.clone()
+    logits = torch.cat([term.target_head(f.equivariant) for f in step.target])
+    before = term.target_head.mlp[0].weight.clone()
     term(step)
     with torch.no_grad():
         term.head.mlp[0].weight.add_(1.0)
     term.after(step)
     torch.testing.assert_close(term.center.value, 0.1 * logits.mean(0))
     expected = before + 1 - objective.momentum(step.done)
-    torch.testing.assert_close(term.slow_head.mlp[0].weight, expected)
+    torch.testing.assert_close(term.target_head.mlp[0].weight, expected)
 
 
 def test_beta_and_regularization_weigh_the_two_parts():
@@ -206,7 +206,7 @@ def test_l_preg_has_the_gradient_of_a_decay_with_a_sign():
 
 def test_ddcl_takes_the_absolute_value_of_the_batch_mean():
     objective, term = pair("ddcl")
-    step = toy_step(objective, local=0, slow=False)
+    step = toy_step(objective, local=0, with_target=False)
     z1, z2 = (term.projector(f.equivariant) for f in step.online)
     p1, p2 = term.predictor(z1), term.predictor(z2)
     cosines = 0.5 * (F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import forked
 import pytest
 import torch
+from naive_ser import naive
 from torch import nn
 from torch.nn import functional as F
 from toy_steps import small, toy_portion, toy_step
@@ -15,7 +16,7 @@ from equitools.augment import geometry
 from equitools.core.errors import UsageError
 from equitools.core.records import Features, Portion, Step, View
 from equitools.equivariance import ser
-from equitools.equivariance.ser import pairs, relative
+from equitools.equivariance.ser import relative, view_pairs
 
 ELEMENTS = list(itertools.product((False, True), range(4)))
 
@@ -41,7 +42,7 @@ class Mean(nn.Module):
         return self.cells(F.avg_pool2d(image, self.patch))
 
 
-def seen(encoder, first, second, *, images=5, sizes=None, slow=None):
+def seen(encoder, first, second, *, images=5, sizes=None, target=None):
     """A step of two views of random pictures, moved by elements of each image's own."""
     pictures = torch.randn(images, 3, 16, 24)
     views = []
@@ -54,7 +55,7 @@ def seen(encoder, first, second, *, images=5, sizes=None, slow=None):
         found = [network(view.image) for view in views]
         return [Features(cells.mean((2, 3)), maps={2: cells}) for cells in found]
 
-    target = None if slow is None else features(slow)
+    target = None if target is None else features(target)
     portion = Portion(views, features(encoder), target)
     return Step([], [], None, None, 0.0, 0.0, {"grid": portion})
 
@@ -85,30 +86,6 @@ def test_another_group_element_would_not_align(term):
     step = seen(Mean(), mixed(0), mixed(0)[::-1])
     step.portions["grid"].views[0].matrix = step.portions["grid"].views[1].matrix
     assert term.diagnostics(step)["positive"] < 0.9
-
-
-def naive(term, step, negatives):
-    """The loss by its definition: all tokens of both directions, one after the other."""
-    portion = step.portions["grid"]
-    maps = [term.projector(term.norm(f.maps[2].permute(0, 2, 3, 1))) for f in portion.online]
-    means = []
-    for target, source in ((0, 1), (1, 0)):
-        turned = portion.views[target].matrix @ torch.linalg.inv(portion.views[source].matrix)
-        grid, losses = maps[target].shape[1:3], []
-        moved = []
-        for image, (element,) in enumerate(geometry.elements(m[None]) for m in turned):
-            cells = geometry.permute(maps[source][image].permute(2, 0, 1), element)[None]
-            if cells.shape[-2:] != grid:
-                cells = F.interpolate(cells, grid, mode="bicubic", align_corners=False)
-            moved.append(cells[0].permute(1, 2, 0))
-        q, k = (F.normalize(x, dim=-1).flatten(1, 2) for x in (maps[target], torch.stack(moved)))
-        for i, j in itertools.product(*map(range, q.shape[:2])):
-            rest = [x[o] for x in ((k, q) if negatives == "both" else (k,)) for o in range(len(q))
-                    if o != i]  # fmt: skip
-            logits = torch.cat([k[i, j][None], *rest]) @ q[i, j] / term.temperature
-            losses.append(logits.logsumexp(0) - logits[0])
-        means.append(torch.stack(losses).mean())
-    return torch.stack(means).mean()
 
 
 @pytest.mark.parametrize("negatives", ["both", "cross"])
@@ -158,17 +135,17 @@ def test_the_order_of_the_two_views_does_not_matter(term):
 
 def test_slow_keys_are_constants_and_all_else_stays(term):
     torch.manual_seed(0)
-    slow_term = ser(12, small("mocov3"), out_dim=16, keys="slow")
-    slow_term.load_state_dict(term.state_dict())
-    assert slow_term.target
+    target_term = ser(12, small("mocov3"), out_dim=16, keys="slow")
+    target_term.load_state_dict(term.state_dict())
+    assert target_term.target
     assert not term.target
-    encoder, slow = Mean(), Mean()
-    same = seen(encoder, mixed(0), mixed(1), slow=encoder)
-    torch.testing.assert_close(slow_term(same)["ser"], term(same)["ser"])
-    slow_term(seen(encoder, mixed(0), mixed(1), slow=slow))["ser"].backward()
-    assert all(p.grad is None for p in slow.parameters())
+    encoder, network = Mean(), Mean()
+    same = seen(encoder, mixed(0), mixed(1), target=encoder)
+    torch.testing.assert_close(target_term(same)["ser"], term(same)["ser"])
+    target_term(seen(encoder, mixed(0), mixed(1), target=network))["ser"].backward()
+    assert all(p.grad is None for p in network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in encoder.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in slow_term.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in target_term.parameters())
 
 
 def test_several_pairs_are_averaged():
@@ -182,7 +159,7 @@ def test_several_pairs_are_averaged():
     for groups in ({"grid": four}, {"grid": first, "pieces": second}):
         found = term(replace(step, portions=groups))["ser"]
         torch.testing.assert_close(found, torch.stack(alone).mean())
-    assert pairs(four) == [(0, 1), (2, 3)]
+    assert view_pairs(four) == [(0, 1), (2, 3)]
 
 
 SHARES = """

@@ -12,8 +12,7 @@ from equitools.nn import collapse, optim, schedules
 from equitools.nn.heads import simsiam_predictor, simsiam_projector
 from equitools.nn.losses.parameter_balance import balance
 from equitools.objectives import simsiam
-from equitools.training import optimization
-from equitools.training import watch as training_watch
+from equitools.training import optimization, watch
 from equitools.training.learner import Learner
 from equitools.training.length import Length
 
@@ -35,7 +34,9 @@ def test_the_papers_table_1_is_the_law_of_decay():
     """
     steps = 1_281_167 // 256
     prelude = [1e-9 + 0.05 * epoch / 30 for epoch in range(30) for _ in range(steps)]
-    cosine = [schedules.cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)]
+    cosine = [
+        schedules.half_cosine(0.05, 0, epoch / 200) for epoch in range(200) for _ in range(steps)
+    ]
     start = decay_law(prelude)[-1]
     projector = decay_law(cosine, start=start)
     predictor = decay_law([0.05] * len(cosine), start=start)
@@ -51,7 +52,7 @@ def train(terms, steps, rate, decay, lever=None):
     optimizer = torch.optim.SGD(heads, lr=rate, momentum=0.9, weight_decay=decay)
     found, rates = [collapse.log_power(terms)], []
     for step in range(steps):
-        rates.append(schedules.cosine(rate, 0, step / steps))
+        rates.append(schedules.half_cosine(rate, 0, step / steps))
         optimizer.param_groups[0]["lr"] = rates[-1]
         optimizer.zero_grad()
         loss = 0 * sum(p.sum() for p in heads)
@@ -92,7 +93,7 @@ def test_heads_of_a_learner_decay_by_the_law_through_prelude_and_schedule():
         for found, constant in zip(rates, (False, True), strict=True):
             found += [g["lr"] for g in optimizer.param_groups if g["constant"] == constant][:1]
         optimizer.zero_grad()
-        record = toy_step(objective, local=0, slow=False, seed=step)
+        record = toy_step(objective, local=0, with_target=False, seed=step)
         losses = objective(record) | {name: 0.0 * loss for name, loss in term(record).items()}
         torch.stack([value.float() for value in losses.values()]).sum().backward()
         optimizer.step()
@@ -145,9 +146,9 @@ def test_spread_is_one_for_isotropic_features_and_zero_for_constant_ones():
 
 
 def test_both_parts_are_measured():
-    found = collapse.measure(collapse.said(toy_step()))
+    found = collapse.measure(collapse.watched_features(toy_step()))
     assert found.keys() == {f"{n}_{p}" for n in ("rank", "spread", "spread_min") for p in "IV"}
-    whole = collapse.measure(collapse.said(toy_step(split=None, slow=False)))
+    whole = collapse.measure(collapse.watched_features(toy_step(split=None, with_target=False)))
     assert whole.keys() == {"rank_I", "spread_I", "spread_min_I"}
 
 
@@ -157,23 +158,23 @@ def test_a_uniform_collapse_is_told_in_words():
         "dino/teacher_entropy": math.log(65536) - 1e-6,
         "dino/mean_entropy": math.log(65536),
     }
-    assert training_watch.describe(readings, {"dino": 11.09035}) == [
+    assert watch.describe(readings, {"dino": 11.09035}) == [
         "uniform collapse: loss 11.0904 = ln 65536"
     ]
-    assert training_watch.describe(readings, {"dino": 7.6873}) == [
+    assert watch.describe(readings, {"dino": 7.6873}) == [
         "uniform collapse: teacher entropy 11.0904, ln 65536 = 11.0904"
     ]
 
 
 def test_a_collapse_onto_one_prototype_is_told_in_words():
     readings = {"uniform_entropy": math.log(48), "teacher_entropy": 1e-5, "mean_entropy": 1e-5}
-    (words,) = training_watch.describe(readings, {})
+    (words,) = watch.describe(readings, {})
     assert "one of 48 prototypes" in words
 
 
 def test_decayed_heads_and_dead_parts_are_told_in_words():
     readings = {"ddcl/h_V": -9.0, "ddcl/z_V": 1e-12, "simsiam/h_I": 2.0, "spread_I": 1e-5}
-    words = training_watch.describe(readings, {})
+    words = watch.describe(readings, {})
     assert words == [
         "the EF head has decayed: Σp² = 1e-9.0",
         "the equivariant part has vanished: mean |z| = 1e-12",
@@ -188,12 +189,12 @@ def test_a_fresh_run_raises_no_alarm(name):
     term = clever(4, objective, out_dim=48) if name == "dino" else ddcl(4, objective)
     step = toy_step(objective, local=2 if name == "dino" else 0, batch=32)
     losses = {key: float(value.detach()) for key, value in objective(step).items()}
-    readings = collapse.measure(collapse.said(step))
+    readings = collapse.measure(collapse.watched_features(step))
     for owner, member in ((name, objective), ("term", term)):
         found = member.diagnostics(step)
         assert all(math.isfinite(value) for value in found.values())
         readings |= {f"{owner}/{key}": value for key, value in found.items()}
-    assert training_watch.describe(readings, losses) == []
+    assert watch.describe(readings, losses) == []
 
 
 def test_log_power_is_the_sum_of_squares_over_all_heads():

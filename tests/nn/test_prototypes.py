@@ -16,7 +16,7 @@ from equitools.nn.heads import WeightNormLinear
 from equitools.nn.losses import prototypes
 
 KINDS = ["cross-entropy", "cosine", "dot"]
-ONLINE, SLOW = 0.3, 0.2
+ONLINE, TARGET = 0.3, 0.2
 SIMILARITY = {
     "cross-entropy": lambda q, s: -(q * s.log_softmax(-1)).sum(-1),
     "cosine": lambda q, s: F.cosine_similarity(q, s.softmax(-1), dim=-1),
@@ -25,25 +25,28 @@ SIMILARITY = {
 
 
 def made(kind, *, views=4, samples=5, dim=6, width=11, dtype=torch.float32, freeze_gain=False):
-    """Codes of all views, an online layer, and the pairs with two slow views."""
+    """Codes of all views, an online layer, and the pairs with two target views."""
     torch.manual_seed(0)
-    layer, slow = (WeightNormLinear(dim, width, freeze_gain=freeze_gain).to(dtype) for _ in "ab")
+    layer, own = (WeightNormLinear(dim, width, freeze_gain=freeze_gain).to(dtype) for _ in "ab")
     layer.weight_g.data += 0.1 * torch.randn(width, 1)
     codes, seen = (
         F.normalize(torch.randn(n, samples, dim, dtype=dtype), dim=-1) for n in (views, 2)
     )
     center = 0.1 * torch.randn(width, dtype=dtype)
     partners = [(1,), (0,), *[(0, 1)] * (views - 2)]
-    pairs = prototypes.Pairs(
-        kind, partners, ONLINE, prototypes.Slow(seen, slow.requires_grad_(False), center, SLOW)
+    pairs = prototypes.ViewPairs(
+        kind,
+        partners,
+        ONLINE,
+        prototypes.TargetHead(seen, own.requires_grad_(False), center, TARGET),
     )
     return codes.requires_grad_(), layer, pairs
 
 
 def naive(codes, layer, pairs):
     """The definition: one similarity after the other."""
-    slow = pairs.slow
-    targets = ((slow.layer(slow.codes) - slow.center) / slow.temperature).softmax(-1)
+    target = pairs.target
+    targets = ((target.layer(target.codes) - target.center) / target.temperature).softmax(-1)
     return torch.stack([
         SIMILARITY[pairs.kind](targets[i], layer(codes[v]) / pairs.temperature).mean()
         for v, partners in enumerate(pairs.partners)
@@ -144,7 +147,7 @@ def test_only_what_needs_a_gradient_gets_one():
 
 def test_views_without_a_partner_take_no_part():
     codes, layer, pairs = made("cross-entropy", views=3)
-    alone = prototypes.Pairs(pairs.kind, [(), (0, 1), (0,)], ONLINE, pairs.slow)
+    alone = prototypes.ViewPairs(pairs.kind, [(), (0, 1), (0,)], ONLINE, pairs.target)
     value = prototypes.mean(codes, layer, alone)
     torch.testing.assert_close(value, naive(codes, layer, alone))
     value.backward()
@@ -170,7 +173,7 @@ def test_under_autocast_products_are_low_and_the_rest_is_not(kind):
     exact = prototypes.mean(codes, layer, pairs)
     with torch.autocast("cpu", torch.bfloat16):
         value = prototypes.mean(codes, layer, pairs)
-        mean = pairs.slow.mean_logits()
+        mean = pairs.target.mean_logits()
     assert value.dtype == mean.dtype == torch.float32
     assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=5e-3)
     found = gradients(value, codes, layer)
@@ -195,14 +198,14 @@ def test_a_compiled_network_steps_around_it():
 
 
 def test_mean_logits_are_the_mean_of_the_logits():
-    slow = made("dot")[2].slow
-    torch.testing.assert_close(slow.mean_logits(), slow.layer(slow.codes).mean((0, 1)))
+    target = made("dot")[2].target
+    torch.testing.assert_close(target.mean_logits(), target.layer(target.codes).mean((0, 1)))
 
 
 def test_assignments_are_centered_and_sharpened():
-    slow = made("dot")[2].slow
-    expected = ((slow.layer(slow.codes) - slow.center) / SLOW).softmax(-1)
-    torch.testing.assert_close(slow.assignments(), expected)
+    target = made("dot")[2].target
+    expected = ((target.layer(target.codes) - target.center) / TARGET).softmax(-1)
+    torch.testing.assert_close(target.assignments(), expected)
 
 
 KERNELS = """

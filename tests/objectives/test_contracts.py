@@ -32,7 +32,7 @@ def assembled(term, objective):
     """Every trained module of a pair (or of an objective alone), and a step for it."""
     base = small(objective)
     modules = [base] if term is None else [base, small_term(term, base)]
-    return modules, toy_step(base, local=2 if base.crops == "all" else 0, slow=base.target)
+    return modules, toy_step(base, local=2 if base.crops == "all" else 0, with_target=base.target)
 
 
 def total(modules, step):
@@ -47,12 +47,13 @@ EVERY = [(None, name) for name in OBJECTIVES] + PAIRS
 def test_objectives_say_what_they_need_and_export(name):
     chosen = getattr(objectives, name)
     assert chosen.exports in ("slow", "online")
-    assert chosen.pairs in ("distribution", "projector", "embedding")
+    assert chosen.heads_kind in ("distribution", "projector", "embedding")
     assert chosen.crops in ("two", "global", "all")
     assert isinstance(chosen.target, bool)
     assert isinstance(chosen.split, bool)
     assert chosen.target or chosen.exports == "online"
-    assert (small(name).momentum(0.5) is None) == (not chosen.target)
+    assert 0 < small(name).momentum(0.5) <= 1
+    assert (small(name).momentum(0.5) == 1) == (not chosen.target)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -175,7 +176,7 @@ def gradients(modules):
 
 
 def buffers(modules):
-    """What `after` has moved: centers, queues and slow heads."""
+    """What `after` has moved: centers, queues and target heads."""
     moved = ("center", "queue", "place")
     found = [b.flatten() for m in modules for n, b in m.named_buffers() if n.startswith(moved)]
     frozen = [p.flatten() for m in modules for p in m.parameters() if not p.requires_grad]
@@ -205,7 +206,7 @@ def work(rank, folder):
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
-    """Loss, gradients, centers, queues and slow heads are those of one process and the batch."""
+    """Loss, gradients, centers, queues and target heads are those of one process and the batch."""
     forked.ranks(work, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for term, objective in EVERY:

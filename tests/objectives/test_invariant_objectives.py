@@ -26,7 +26,7 @@ def embeddings(objective, step):
 def set_embeddings(objective, *views):
     """A step whose embeddings are these: the projector hands on what it gets."""
     objective.projector = nn.Identity()
-    step = toy_step(objective, local=0, slow=False, batch=len(views[0]))
+    step = toy_step(objective, local=0, with_target=False, batch=len(views[0]))
     for record, view in zip(step.online, views, strict=True):
         record.pooled, record.split = view, None
     return step
@@ -60,7 +60,7 @@ def naive_debiased(z, temperature, chance):
 
 def test_simclr_is_the_double_loop_of_the_paper_and_has_its_gradient():
     objective = small("simclr", temperature=0.2)
-    step = toy_step(objective, local=0, slow=False)
+    step = toy_step(objective, local=0, with_target=False)
     leaves = [p for p in objective.parameters() if p.requires_grad]
     leaves += [record.pooled for record in step.online]
     ours, theirs = objective(step)["simclr"], naive_simclr(embeddings(objective, step), 0.2)
@@ -84,7 +84,7 @@ def test_simclr_of_orthogonal_pairs_has_a_closed_form():
 
 def test_simclr_normalizes_both_views_together():
     objective = small("simclr")
-    step = toy_step(objective, local=0, slow=False)
+    step = toy_step(objective, local=0, with_target=False)
     norms = [m for m in objective.projector.modules() if isinstance(m, nn.BatchNorm1d)]
     objective(step)
     assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1]
@@ -95,7 +95,7 @@ def test_simclr_normalizes_both_views_together():
 @pytest.mark.parametrize("chance", [0.0, 0.1, 0.6])
 def test_the_debiased_loss_is_the_loop_of_the_paper(chance):
     objective = small("debiased", tau_plus=chance)
-    step = toy_step(objective, local=0, slow=False)
+    step = toy_step(objective, local=0, with_target=False)
     expected = naive_debiased(embeddings(objective, step), 0.5, chance)
     torch.testing.assert_close(objective(step)["debiased"], expected)
 
@@ -172,9 +172,9 @@ def test_what_is_off_the_diagonal_is_everything_else():
 
 def byol_cosines(objective, step):
     predicted = [objective.predictor(objective.projector(f.invariant)) for f in step.online]
-    slow = [objective.slow_projector(f.invariant) for f in step.target]
+    target = [objective.target_projector(f.invariant) for f in step.target]
     return {
-        (v, i): F.cosine_similarity(predicted[v], slow[i]).mean()
+        (v, i): F.cosine_similarity(predicted[v], target[i]).mean()
         for v in range(len(predicted))
         for i in range(2)
         if v != i
@@ -202,7 +202,7 @@ def test_byol_asks_local_crops_for_both_global_views_and_averages():
 def test_byol_is_zero_for_perfect_predictions_and_four_a_direction_for_opposite_ones(sign, loss):
     objective = small("byol")
     step = toy_step(objective, local=0)
-    objective.projector = objective.slow_projector = objective.predictor = nn.Identity()
+    objective.projector = objective.target_projector = objective.predictor = nn.Identity()
     z = torch.randn(BATCH, SPLIT)
     for record in step.target:
         record.pooled, record.split = 5 * z, None
@@ -211,16 +211,16 @@ def test_byol_is_zero_for_perfect_predictions_and_four_a_direction_for_opposite_
     assert float(objective(step)["byol"]) == pytest.approx(loss, abs=1e-5)
 
 
-def test_byol_momentum_rises_to_one_and_its_slow_head_follows():
+def test_byol_momentum_rises_to_one_and_its_target_head_follows():
     objective = byol(SPLIT, hidden_dim=8, out_dim=4)
     assert [objective.momentum(done) for done in (0.0, 0.5, 1.0)] == pytest.approx(
         [0.996, 0.998, 1]
     )
-    before = objective.slow_projector.get_parameter("0.weight").clone()
+    before = objective.target_projector.get_parameter("0.weight").clone()
     with torch.no_grad():
         objective.projector.get_parameter("0.weight").add_(1.0)
     objective.after(toy_step(objective, done=0.0))
-    moved = objective.slow_projector.get_parameter("0.weight")
+    moved = objective.target_projector.get_parameter("0.weight")
     torch.testing.assert_close(moved, before + 0.004)
 
 
@@ -261,7 +261,7 @@ def test_similarities_leave_out_a_sample_itself_in_both_views():
 @pytest.mark.parametrize("name", ["simclr", "debiased", "barlow"])
 def test_a_third_view_is_refused_by_what_compares_two(name):
     objective = small(name)
-    step = toy_step(objective, local=0, slow=False)
+    step = toy_step(objective, local=0, with_target=False)
     step.views, step.online = [*step.views, step.views[0]], [*step.online, step.online[0]]
     with pytest.raises(UsageError, match="two global views, not 3"):
         objective(step)

@@ -21,7 +21,7 @@ from equitools.training import recipe as training_recipe
 
 def queries_and_keys(objective, step):
     q = F.normalize(objective.projector(step.online[0].invariant), dim=-1)
-    k = F.normalize(objective.slow_projector(step.target[1].invariant), dim=-1)
+    k = F.normalize(objective.target_projector(step.target[1].invariant), dim=-1)
     return q, k
 
 
@@ -40,7 +40,7 @@ def test_a_queue_of_equal_keys_costs_the_logarithm_of_its_length():
     objective = small("mocov2")
     step = toy_step(objective, local=0)
     _, k = queries_and_keys(objective, step)
-    objective.projector = objective.slow_projector = nn.Identity()
+    objective.projector = objective.target_projector = nn.Identity()
     for record in (step.online[0], step.target[1]):
         record.pooled, record.split = torch.ones(BATCH, k.shape[1]), None
     objective.queue.fill_(1 / math.sqrt(k.shape[1]))
@@ -95,7 +95,7 @@ def test_no_gradient_reaches_keys_or_queue():
     assert step.target[1].pooled.grad is None
     assert step.online[1].pooled.grad is None, "one direction: the second view asks nothing"
     assert not objective.queue.requires_grad
-    assert all(p.grad is None for p in objective.slow_projector.parameters())
+    assert all(p.grad is None for p in objective.target_projector.parameters())
 
 
 def test_mocov2_keeps_its_momentum_and_its_head_has_no_batch_norm():
@@ -127,12 +127,12 @@ def test_mocov2_alone_encodes_one_view_with_each_network():
     torch.manual_seed(0)
     model = learner.build(moco_recipe())
     views = [View(torch.randn(4, 3, 32, 32), {}, torch.eye(3)) for _ in range(2)]
-    slow = ema.slow_copy(model.encoder)
-    target = model.see_slowly(slow, views)
+    network = ema.copy(model.encoder)
+    target = model.target_features(network, views)
     loss, _, step = model(views, target, 0.0, 0.0)
     assert len(step.online) == len(target) == 1
     step.online = [model.encoder(view.image) for view in views]
-    step.target = [slow(view.image) for view in views]
+    step.target = [network(view.image) for view in views]
     torch.testing.assert_close(model.objective(step)["mocov2"], loss)
 
 
@@ -142,9 +142,9 @@ def naive_mocov3(objective, step):
     found = []
     for v, features in enumerate(step.online):
         q = F.normalize(objective.predictor(objective.projector(features.invariant)), dim=-1)
-        for i, slow in enumerate(step.target):
+        for i, network in enumerate(step.target):
             if v != i:
-                k = F.normalize(objective.slow_projector(slow.invariant), dim=-1)
+                k = F.normalize(objective.target_projector(network.invariant), dim=-1)
                 found.append(2 * tau * F.cross_entropy(q @ k.T / tau, torch.arange(len(q))))
     return found
 
@@ -175,7 +175,7 @@ def test_a_query_finds_its_key_behind_those_of_the_ranks_before(monkeypatch):
 def test_equal_keys_cost_four_tau_ln_n():
     objective = small("mocov3", temperature=0.5)
     step = toy_step(objective, local=0)
-    objective.projector = objective.slow_projector = objective.predictor = nn.Identity()
+    objective.projector = objective.target_projector = objective.predictor = nn.Identity()
     for record in [*step.online, *step.target]:
         record.pooled, record.split = torch.ones(BATCH, 4), None
     found = float(objective(step)["mocov3"])

@@ -14,7 +14,7 @@ import yaml
 from forked import ENVIRONMENT
 from safetensors.torch import load_file
 
-from equitools.training import watch as training_watch
+from equitools.training import watch
 
 MINI = ["dino", "clever", "resnet-mini", "batch_size=16", "objective.out_dim=64"]
 MINI += ["equivariance.clever.out_dim=64", "log_every=1", "watch_every=4", "workers=1"]
@@ -44,9 +44,9 @@ def terminate(step_of):
 
 def see_a_collapse(rank):
     """The watch of one rank says that everything has collapsed."""
-    look = training_watch.look
+    look = watch.signs_of_collapse
     said = ["it has collapsed"] if os.environ.get("RANK", "0") == rank else []
-    training_watch.look = lambda *given: (look(*given)[0], said)
+    watch.signs_of_collapse = lambda *given: (look(*given)[0], said)
 
 
 def tensors(folder):

@@ -17,7 +17,7 @@ def toy_step(
     objective=None,
     *,
     local=2,
-    slow=True,
+    with_target=True,
     batch=BATCH,
     dim=DIM,
     split=SPLIT,
@@ -45,13 +45,13 @@ def toy_step(
         return Features(pooled, split)
 
     online = [features(True) for _ in groups]
-    target = [features(False) for _ in range(2)] if slow else None
+    target = [features(False) for _ in range(2)] if with_target else None
     rows = torch.tensor([row for row in range(batch) if row % 6 in (1, 2, 4)])
-    portions = {"grid": toy_portion(draw, rows, dim - (split or 0), slow=slow)}
+    portions = {"grid": toy_portion(draw, rows, dim - (split or 0), with_target=with_target)}
     return Step(views, online, target, objective, done, epoch, portions)
 
 
-def toy_portion(draw, rows, width, *, slow=True, layer=3):
+def toy_portion(draw, rows, width, *, with_target=True, layer=3):
     """Two views of some rows, 3×4 and 5×3 cells, flipped one by one and turned together."""
     views, online, target = [], [], []
     for grid, turns in (((3, 4), 1), ((5, 3), 2)):
@@ -60,11 +60,11 @@ def toy_portion(draw, rows, width, *, slow=True, layer=3):
         matrix = geometry.quarter_turns(torch.float64)[turns] @ flips
         blank = torch.zeros(len(rows), 3, *grid)
         views.append(View(blank, {}, matrix, rows=rows, group="grid", replaces="global"))
-        for made in (online, target) if slow else (online,):
+        for made in (online, target) if with_target else (online,):
             cells = torch.randn(len(rows), width, *grid, generator=draw)
             cells.requires_grad_(made is online)
             made.append(Features(cells.mean((2, 3)), maps={layer - 1: cells}, rows=rows))
-    return Portion(views, online, target if slow else None)
+    return Portion(views, online, target if with_target else None)
 
 
 def reorder(step, order):

@@ -79,7 +79,7 @@ def test_the_table_of_backbones_shows_all_of_ours():
 
 
 def test_what_a_term_asks_for_names_those_who_have_it():
-    asked = dict(compatibility.asked())
+    asked = dict(compatibility.needs())
     assert list(asked) == TERMS
     assert "(dino)" in asked["clever"]
     assert "(byol, mocov3, simsiam)" in asked["ddcl"]

@@ -20,6 +20,8 @@ def test_activations_of_few_samples_foretell_those_of_many():
     )
     model = learner.build(settings)
     fixed, each = estimate.activations(model, settings["views"])
-    assert fixed + 16 * each == pytest.approx(estimate.kept(model, settings["views"], 16), rel=1e-3)
+    assert fixed + 16 * each == pytest.approx(
+        estimate.saved_bytes(model, settings["views"], 16), rel=1e-3
+    )
     # The prototypes of two heads, normed, are kept once, however many samples there are.
     assert fixed == pytest.approx(2 * 4 * 4096 * 64, rel=0.1)

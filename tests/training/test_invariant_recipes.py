@@ -73,12 +73,12 @@ def test_a_few_steps_on_one_batch_lower_the_loss(mini, words):
     settings = recipe.resolve(fold(*words, mini))
     torch.manual_seed(0)
     model = learner.build(settings)
-    slow = model.encoder if model.needs_target else None
+    network = model.encoder if model.needs_target else None
     views = [View(torch.randn(8, 3, 32, 32), {}, torch.eye(3)) for _ in range(2)]
     optimizer = optimization.make_optimizer(settings, model)
     losses = []
     for _ in range(5):
-        target = None if slow is None else model.see_slowly(slow, views)
+        target = None if network is None else model.target_features(network, views)
         optimizer.zero_grad()
         loss, _, _ = model(views, target, 0.0, 0.0)
         loss.backward()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_ser import naive
+from naive_ser import naive
 
 from equitools import augment, manifest
 from equitools.augment import geometry, grid
@@ -114,7 +114,7 @@ def ran(request):
     """The model, the views and the step of a batch of which half is in the portion."""
     torch.manual_seed(0)
     model, views = learner.build(resolved(keys=request.param)), made(PAIRS)
-    target = model.see_slowly(ema.slow_copy(model.encoder), views)
+    target = model.target_features(ema.copy(model.encoder), views)
     loss, parts, step = model(views, target, 0.0, 0.0)
     loss.backward()
     return model, views, parts, step
@@ -168,7 +168,7 @@ def test_the_plan_knows_the_new_views():
     assert [view.image.shape[-1] for view in blank] == [24] * 2 + [12] * 4 + [24] * 2 + [12] * 4
     model = learner.build(settings)
     fixed, each = estimate.activations(model, settings["views"])
-    kept = estimate.kept(model, settings["views"], 6, 3)
+    kept = estimate.saved_bytes(model, settings["views"], 6, 3)
     assert fixed + 6 * each == pytest.approx(kept, rel=1e-3)
 
 

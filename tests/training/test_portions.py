@@ -178,7 +178,7 @@ def ran(views, **changes):
     torch.manual_seed(0)
     model = learner.build(recipe(**changes))
     model.terms["reader"], model.weights["reader"] = Reader(), 0.1
-    target = model.see_slowly(ema.slow_copy(model.encoder), views)
+    target = model.target_features(ema.copy(model.encoder), views)
     loss, _, step = model(views, target, 0.0, 0.0)
     return model, loss, step
 
@@ -191,11 +191,11 @@ def views(index):
 def test_pooled_features_are_those_of_each_sample_by_itself(views):
     model, _, step = ran(views)
     assert [view.group for view in step.views] == ["global"] * 2 + ["local"] * 2
-    for i, (online, slow) in enumerate(zip(step.online[:2], step.target, strict=True)):
+    for i, (online, target) in enumerate(zip(step.online[:2], step.target, strict=True)):
         for view in (views[i], views[4 + i]):
             alone = model.encoder(view.image).pooled
             torch.testing.assert_close(online.pooled[view.rows], alone)
-            torch.testing.assert_close(slow.pooled[view.rows], alone)
+            torch.testing.assert_close(target.pooled[view.rows], alone)
         assert len(online.pooled) == BATCH
 
 
@@ -203,9 +203,9 @@ def test_maps_are_kept_of_the_portion_only_and_of_both_encoders(views):
     _, _, step = ran(views)
     part = step.portions["grid"]
     assert all(not features.maps for features in (*step.online, *step.target))
-    for view, online, slow in zip(part.views, part.online, part.target, strict=True):
+    for view, online, target in zip(part.views, part.online, part.target, strict=True):
         cells = tuple(side // 4 for side in view.image.shape[-2:])
-        assert online.maps[1].shape == slow.maps[1].shape == (5, 96, *cells)
+        assert online.maps[1].shape == target.maps[1].shape == (5, 96, *cells)
         assert torch.equal(online.rows, view.rows)
 
 
@@ -247,7 +247,7 @@ def test_the_plan_says_what_a_portion_costs():
     settings = recipe()
     model, plan = learner.build(settings), augment.plan(settings["views"])
     fixed, each = estimate.activations(model, settings["views"])
-    kept = estimate.kept(model, settings["views"], 20, 6)
+    kept = estimate.saved_bytes(model, settings["views"], 20, 6)
     assert fixed + 20 * each == pytest.approx(kept, rel=1e-3)
     line = estimate._views(plan)
     assert "4 an image: 2 global of 32 px + 2 local of 16 px" in line

@@ -4,7 +4,7 @@ import pytest
 
 from equitools.core.errors import UsageError
 from equitools.nn.schedules import share
-from equitools.training.length import Length, asked_epochs, length
+from equitools.training.length import Length, asked_epochs, run_length
 from equitools.training.recipe import apply_defaults, run_settings
 
 MINI = {
@@ -42,9 +42,9 @@ def test_a_duration_is_epochs_or_a_share():
 
 def test_epochs_become_steps_and_steps_win():
     base = {"epochs": 3.0, "steps": None, "batch_size": 64, "schedule": {"prelude": 0}}
-    assert length(base, 640).steps == 30
-    assert length(base | {"steps": 7}, 640).steps == 7
-    assert length(base, 100).steps == 4  # 300 samples, and epochs join without a drop
+    assert run_length(base, 640).steps == 30
+    assert run_length(base | {"steps": 7}, 640).steps == 7
+    assert run_length(base, 100).steps == 4  # 300 samples, and epochs join without a drop
 
 
 def test_a_prelude_is_added_to_the_run_and_not_counted():
@@ -62,6 +62,6 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_a_warm_up_as_long_as_the_run_is_not_too_long_for_a_lost_part_of_a_batch():
     recipe = {"epochs": 1.0, "steps": None, "batch_size": 64, "schedule": {"prelude": 0}}
-    run = length(recipe, 1437)
+    run = run_length(recipe, 1437)
     assert run.epochs < 1
     assert share(1, asked_epochs(recipe, run), "x") == 1

@@ -78,7 +78,7 @@ def resolved(*, term=None, views=None, backbone=None, **rest):
     [
         ({"term": {"layer": 5}}, "layer 5 of vit_mini.*4 blocks; say 1 to 4"),
         ({"term": {"layer": 0}}, "say 1 to 4"),
-        ({"term": {"keys": "slow"}}, "simsiam keeps no slow encoder; say ser.keys=online"),
+        ({"term": {"keys": "slow"}}, "simsiam keeps no target network; say ser.keys=online"),
         ({"term": {"temperature": 0}}, "must be above 0"),
         ({"views": {"global": {}}}, "say views.grid.portion=0.01"),
         ({"views": {"global": {}, "grid": {}}}, "say views.grid.portion=0.01"),

@@ -57,13 +57,13 @@ def engine(device: torch.device | str, dtype: torch.dtype = torch.float32) -> st
 @cache
 def _missing(device: torch.device, dtype: torch.dtype) -> str:
     """What Triton lacks on a CUDA device, said in the log once; "" where it lacks nothing."""
-    found = torch.cuda.get_device_capability(device)
+    here = torch.cuda.get_device_capability(device)
     needed = (8, 0) if dtype == torch.bfloat16 else (7, 0)
     reason = ""
-    if found < needed:
-        reason = "{0} takes compute capability {2[0]}.{2[1]}, this is {1[0]}.{1[1]}".format(
-            str(dtype).removeprefix("torch."), found, needed
-        )
+    if here < needed:
+        name = str(dtype).removeprefix("torch.")
+        reason = f"{name} takes compute capability {needed[0]}.{needed[1]}, this is"
+        reason += f" {here[0]}.{here[1]}"
     elif not importlib.util.find_spec("triton"):
         reason = "triton is not installed"
     elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

@@ -35,7 +35,7 @@ BLOCK = {"cpu": 3 << 17, "cuda": 1 << 25}
 def swept(
     x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> Tensor:
-    """As `crossscan.cross_scan`; deterministic on a CPU, one opaque step for torch.compile."""
+    """As `cross_scan`; deterministic on a CPU, one opaque step for torch.compile."""
     return _Swept.apply(x, delta, bias, A, B, C, D)
 
 
@@ -45,47 +45,43 @@ class _Swept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
-        return _forward(*inputs)
+        return _forward(inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_backward(given, *ctx.saved_tensors))
+        return tuple(_backward(given, ctx.saved_tensors))
 
 
 @torch.library.custom_op("equitools::cross_scan", mutates_args=())
-def _forward(
-    x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> Tensor:
-    y, given = torch.empty_like(x), (x, delta, *_wide(x, bias, A, B, C, D))
+def _forward(inputs: Sequence[Tensor]) -> Tensor:
+    x, delta, *others = inputs
+    y, tensors = torch.empty_like(x), (x, delta, *_wide(x, *others))
     for rows, channels in _blocks(x):
-        _forward_block(y[rows, channels], *_cut(given, rows, channels))
+        _forward_block(y[rows, channels], *_cut(tensors, rows, channels))
     return y
 
 
 @torch.library.custom_op("equitools::cross_scan_backward", mutates_args=())
-def _backward(
-    given: Tensor, x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    asked = (x, delta, bias, A, B, C, D)
-    tensors = (x, delta, *_wide(x, bias, A, B, C, D))
+def _backward(given: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    x, delta, *others = inputs
+    tensors = (x, delta, *_wide(x, *others))
     sums = [torch.zeros_like(t) for t in tensors[2:]]
     gradients = [torch.empty_like(x), torch.empty_like(delta), *sums]
     for rows, channels in _blocks(x):
         block = (_cut(those, rows, channels) for those in (tensors, gradients))
         _backward_block(given[rows, channels], *block)
-    return [g.to(t.dtype) for g, t in zip(gradients, asked, strict=True)]
+    return [g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True)]
 
 
 @_forward.register_fake
-def _(x: Tensor, *others: Tensor) -> Tensor:
-    return torch.empty_like(x)
+def _(inputs: Sequence[Tensor]) -> Tensor:
+    return torch.empty_like(inputs[0])
 
 
 @_backward.register_fake
-def _(given: Tensor, *asked: Tensor) -> list[Tensor]:
-    return [torch.empty_like(t) for t in asked]
+def _(given: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(t) for t in inputs]
 
 
 def _forward_block(

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.language import constexpr
 
 CHUNK = 8  # positions that a thread has in registers
 CHANNELS = 32  # of a program: one a thread
@@ -40,61 +41,60 @@ PROGRAMS = 1536  # as few as this (12 warps on each of 128 multiprocessors) keep
 def fused(
     x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> Tensor:
-    """crossscan.cross_scan for CUDA tensors; y b d h w has its channels innermost in memory."""
+    """`cross_scan` for CUDA tensors; y b d h w has its channels innermost in memory."""
     bias, A, D = (one.float().contiguous() for one in (bias, A, D))
     inputs = x, delta, bias, A, B.contiguous(), C.contiguous(), D
     if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
         return _Fused.apply(*inputs)
-    return _walked(False, *inputs)[0]
+    return _walked(inputs, keep=False)[0]
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        y, states = _walked(True, *inputs)
+        y, states = _walked(inputs, keep=True)
         ctx.save_for_backward(*inputs, states)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
-        return _walked_back(given, *ctx.saved_tensors)
+        *inputs, states = ctx.saved_tensors
+        return _walked_back(given, tuple(inputs), states)
 
 
-def _walked(
-    keep: bool, x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
-) -> tuple[Tensor, Tensor]:
-    """y, and the state before every chunk (none where they are not kept)."""
+def _walked(inputs: tuple[Tensor, ...], *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """y, and the state before every chunk (None where it is not kept)."""
+    x, delta, _, A, *_ = inputs
     (b, d, h, w), chunk, turns = x.shape, _chunk(x), _turns(x)
     chunks = max(h * triton.cdiv(w, chunk), w * triton.cdiv(h, chunk))
-    states = A.new_empty(b, 4, chunks, d) if keep else A.new_empty(0)
+    states = A.new_empty(b, 4, chunks, d) if keep else None
     parts = x.new_empty(4 // turns, b, h, w, d)
+    sizes, strides = (b, d, h, w, chunks), (x.stride(), delta.stride())
+    programs = b * parts.shape[0] * triton.cdiv(d, CHANNELS)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _forward[(b * parts.shape[0] * triton.cdiv(d, CHANNELS),)](
-            x, delta, bias, A, B, C, D, parts, states, b, d, h, w, chunks,
-            *x.stride(), *delta.stride(),
-            KEEP=keep, TURNS=turns, CHUNK=chunk, CHANNELS=CHANNELS, **OPTIONS,
-        )  # fmt: skip
+        _forward[(programs,)](
+            inputs, (parts, states), sizes, strides, turns, chunk, CHANNELS, **OPTIONS
+        )
     return _added(parts), states
 
 
-def _walked_back(
-    given: Tensor, x: Tensor, delta: Tensor, bias: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor, states: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def _walked_back(given: Tensor, inputs: tuple[Tensor, ...], states: Tensor) -> tuple[Tensor, ...]:
     """The gradients of the seven inputs."""
+    x, delta, _, A, B, C, _ = inputs
     (b, d, h, w), turns = x.shape, _turns(x)
     blocks = triton.cdiv(d, CHANNELS)
     parts = x.new_empty(4 // turns, b, h, w, d)
     slopes = delta.new_empty(b, 4, h, w, d)
     weights = A.new_empty(3, b, 4, d)
     inner = A.new_empty(2, blocks, b, 4, h, w)
+    inputs, outputs = (*inputs, given, states), (parts, slopes, *weights, *inner)
+    sizes, strides = (b, d, h, w, states.shape[2]), (x.stride(), delta.stride(), given.stride())
+    programs = b * parts.shape[0] * blocks
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _backward[(b * parts.shape[0] * blocks,)](
-            x, delta, bias, A, B, C, D, given, states, parts, slopes, *weights, *inner,
-            b, d, h, w, states.shape[2], *x.stride(), *delta.stride(), *given.stride(),
-            TURNS=turns, CHUNK=_chunk(x), CHANNELS=CHANNELS, **OPTIONS,
-        )  # fmt: skip
+        _backward[(programs,)](
+            inputs, outputs, sizes, strides, turns, _chunk(x), CHANNELS, **OPTIONS
+        )
     dB, dC = inner.sum(1)
     dbias, dA, dD = weights.sum(1)
     dx, ddelta = _added(parts), slopes.permute(0, 1, 4, 2, 3)
@@ -121,11 +121,13 @@ def _added(parts: Tensor) -> Tensor:
 
 @triton.jit
 def _forward(
-    x, delta, bias, A, B, C, D, parts, states, b, d, h, w, chunks,
-    x_sample, x_channel, x_down, x_right,
-    delta_sample, delta_direction, delta_channel, delta_down, delta_right,
-    KEEP: tl.constexpr, TURNS: tl.constexpr, CHUNK: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+    inputs, outputs, sizes, strides, TURNS: constexpr, CHUNK: constexpr, CHANNELS: constexpr
+):
+    x, delta, bias, A, B, C, D = inputs
+    parts, states = outputs
+    b, d, h, w, chunks = sizes
+    x_sample, x_channel, x_down, x_right = strides[0]
+    delta_sample, delta_direction, delta_channel, delta_down, delta_right = strides[1]
     part, sample, channel = _place(b, d, TURNS, CHANNELS)
     valid = channel < d
     x += sample * x_sample + channel * x_channel
@@ -141,22 +143,21 @@ def _forward(
         delta_from, delta_line, delta_step = _way(k, h, w, delta_down, delta_right)
         from_, pixel_line, pixel_step = _way(k, h, w, w, 1)
         delta_from += k.to(tl.int64) * delta_direction
-        kept = states + row * chunks * d + channel
+        if states is not None:
+            before = states + row * chunks * d + channel
         state = tl.zeros([1, CHANNELS], tl.float32)
         tl.debug_barrier()  # a turn adds to what the one before it has stored
         for line in range(lines):
             for start in range(0, length, CHUNK):
-                if KEEP:
-                    tl.store(kept, state, mask=valid)
-                    kept += d
+                if states is not None:
+                    tl.store(before, state, mask=valid)
+                    before += d
                 at, there = start + t, start + t < length
                 x_t = _load(x + x_from + line * x_line + at * x_step, there & valid)
                 raw = _load(delta + delta_from + line * delta_line + at * delta_step, there & valid)
                 pixel = from_ + line * pixel_line + at * pixel_step
-                B_t, C_t = (
-                    _load(B + row * h * w + pixel, there),
-                    _load(C + row * h * w + pixel, there),
-                )
+                B_t = _load(B + row * h * w + pixel, there)
+                C_t = _load(C + row * h * w + pixel, there)
                 step, _ = _softplus(raw + shift)
                 step = tl.where(there, step, 0.0)  # a = 1 and b = 0: the state stays
                 a, s = tl.exp(step * rate), step * B_t * x_t
@@ -171,12 +172,14 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x, delta, bias, A, B, C, D, given, states, parts, slopes, dbias, dA, dD, dB, dC,
-    b, d, h, w, chunks, x_sample, x_channel, x_down, x_right,
-    delta_sample, delta_direction, delta_channel, delta_down, delta_right,
-    given_sample, given_channel, given_down, given_right,
-    TURNS: tl.constexpr, CHUNK: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+    inputs, outputs, sizes, strides, TURNS: constexpr, CHUNK: constexpr, CHANNELS: constexpr
+):
+    x, delta, bias, A, B, C, D, given, states = inputs
+    parts, slopes, dbias, dA, dD, dB, dC = outputs
+    b, d, h, w, chunks = sizes
+    x_sample, x_channel, x_down, x_right = strides[0]
+    delta_sample, delta_direction, delta_channel, delta_down, delta_right = strides[1]
+    given_sample, given_channel, given_down, given_right = strides[2]
     part, sample, channel = _place(b, d, TURNS, CHANNELS)
     valid = channel < d
     x += sample * x_sample + channel * x_channel
@@ -194,15 +197,15 @@ def _backward(
         given_from, given_line, given_step = _way(k, h, w, given_down, given_right)
         from_, pixel_line, pixel_step = _way(k, h, w, w, 1)
         delta_from += k.to(tl.int64) * delta_direction
-        kept = states + (row * chunks + lines * pieces) * d + channel
+        before = states + (row * chunks + lines * pieces) * d + channel
         inner = (tl.program_id(0) % tl.cdiv(d, CHANNELS) * b * 4 + row) * h * w
         later = tl.zeros([1, CHANNELS], tl.float32)  # a g of the position behind the chunk
         bias_sum, A_sum, D_sum = later, later, later
         tl.debug_barrier()  # a turn adds to what the one before it has stored
         for last in range(lines * pieces, 0, -1):
             line, start = (last - 1) // pieces, (last - 1) % pieces * CHUNK
-            kept -= d
-            state = tl.load(kept, mask=valid, other=0.0)
+            before -= d
+            state = tl.load(before, mask=valid, other=0.0)
             at, there = start + t, start + t < length
             x_t = _load(x + x_from + line * x_line + at * x_step, there & valid)
             raw = _load(delta + delta_from + line * delta_line + at * delta_step, there & valid)
@@ -215,9 +218,8 @@ def _backward(
             u = tl.where(t == 0, a * state, 0.0)
             _, s, u = tl.associative_scan((a, u + step * B_t * x_t, u), 0, _then_both)
             g = C_t * dy + tl.where(t == CHUNK - 1, later, 0.0)
-            _, g, _ = tl.associative_scan(
-                (tl.full(g.shape, 1.0, tl.float32), g, a), 0, _before, True
-            )
+            ones = tl.full(g.shape, 1.0, tl.float32)
+            _, g, _ = tl.associative_scan((ones, g, a), 0, _before, True)
             later = tl.sum(tl.where(t == 0, a * g, 0.0), 0, keep_dims=True)
             tl.store(dB + inner + pixel, tl.sum(g * step * x_t, 1, keep_dims=True), mask=there)
             tl.store(dC + inner + pixel, tl.sum(dy * s, 1, keep_dims=True), mask=there)
@@ -236,7 +238,7 @@ def _backward(
 
 
 @triton.jit
-def _place(b, d, TURNS: tl.constexpr, CHANNELS: tl.constexpr):
+def _place(b, d, TURNS: constexpr, CHANNELS: constexpr):
     """A program's part, its picture and its channels."""
     blocks = tl.cdiv(d, CHANNELS)
     rest = tl.program_id(0) // blocks

@@ -14,7 +14,6 @@ of similarities is alive, and only the gradients of the tokens stay until backwa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equitools.core import distributed
+from equitools.nn.losses import blocks
 
 Negatives = Literal["both", "cross"]
 
@@ -67,8 +67,8 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         # Nobody else's, and large: scaled in place unless they are asked for again.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        scale = torch.mul if kept else Tensor.mul_
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.mul if again else Tensor.mul_
         queries, *candidates = [None if g is None else scale(g, given) for g in ctx.saved_tensors]
         return (queries, None, None, None, *candidates)
 
@@ -99,17 +99,9 @@ def _run(queries: _Side, sides: list[_Side], temperature: float, first: int) -> 
 
 def _parts(images: int, tokens: int, most: int) -> Iterator[tuple[slice, slice]]:
     """Cut b · t rows into parts of at most so many: whole images, or a piece of one."""
-    for some in _pieces(images, max(1, most // max(1, tokens))):
-        for rows in _pieces(tokens, min(most, tokens)):
+    for some in blocks(images, max(1, most // max(1, tokens))):
+        for rows in blocks(tokens, min(most, tokens)):
             yield some, rows
-
-
-def _pieces(length: int, most: int) -> list[slice]:
-    """Cut a range into as few slices as possible, of one size but for the last."""
-    if not length:
-        return []
-    size = math.ceil(length / math.ceil(length / most))
-    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
 def _part(
@@ -131,12 +123,12 @@ def _part(
 
 def _logits(q: Tensor, side: _Side, temperature: float, own: slice) -> Tensor:
     """q p r d against all candidates, p·r N·t: cosines over τ, -inf within an image."""
-    found = q.flatten(0, 1).to(side.matrix.dtype) @ side.matrix.T
-    found = found.to(q.dtype).div_(temperature)
+    logits = q.flatten(0, 1).to(side.matrix.dtype) @ side.matrix.T
+    logits = logits.to(q.dtype).div_(temperature)
     images = torch.arange(len(q), device=q.device)
-    cells = found.view(*q.shape[:2], *side.tokens.shape[:2])
+    cells = logits.view(*q.shape[:2], *side.tokens.shape[:2])
     cells[images, :, images + own.start] = -torch.inf
-    return found
+    return logits
 
 
 def _note(

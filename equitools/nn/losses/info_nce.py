@@ -45,9 +45,9 @@ def similarities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     everything = torch.cat([distributed.gather(first), distributed.gather(second)])
     own = own_rows(len(first), first.device).repeat(2)
     columns = torch.arange(len(everything), device=first.device) % (len(everything) // 2)
-    found = cosines(torch.cat([first, second]), everything)
+    logits = cosines(torch.cat([first, second]), everything)
     positives = (first * second).sum(-1).repeat(2)
-    return positives, found.masked_fill(own[:, None] == columns, -torch.inf)
+    return positives, logits.masked_fill(own[:, None] == columns, -torch.inf)
 
 
 def own_rows(count: int, device: torch.device) -> Tensor:

@@ -1,23 +1,22 @@
-"""Means over all pairs of a slow global view i and another view v, without holding their outputs.
+"""Means over all pairs of a target view i and another view v, without holding their outputs.
 
     cross-entropy   -q_i · log softmax(s_v)               (L of DINO; Caron et al., 2021)
     overlap          cos(q_i, p_v),  p = softmax(s)       (L_Orth of CLeVER; Song et al., 2024)
 
-Both are linear in what the slow network says, so a view needs only Q = Σ q_i over its n partners:
+Both are linear in what the target network says, so a view needs only Q = Σ q_i over its n partners:
 
     n·lse(s) - Q·s          has the gradient  n·p - Q
     Q·p / |p|               has the gradient  p ⊙ (Q - (Q·p / |p|²) p) / |p|    (q_i: unit vectors)
     Q·p                     has the gradient  p ⊙ (Q - Q·p)                     (as printed)
 
 The gradient is made together with the value (as Hsu et al., 2024, "Liger Kernel", do for language
-models), for some samples at a time, all their views together. One block of outputs is alive, slow
-ones included; only the gradients of the codes and of the last layer stay until backward.
+models), for some samples at a time, all their views together. One block of outputs is alive, the
+target's included; only the gradients of the codes and of the last layer stay until backward.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equitools.nn.heads import WeightNormLinear
-from equitools.nn.losses import prototypes_torch
+from equitools.nn.heads import DINOHead, WeightNormLinear
+from equitools.nn.losses import blocks, prototypes_torch
 
 Kind = Literal["cross-entropy", "cosine", "dot"]
 
@@ -41,8 +40,8 @@ BLOCK = {"cpu": 5 << 20, "cuda": 1 << 25}
 
 
 @dataclass(frozen=True)
-class Slow:
-    """What a slow head says about each global view: softmax((logits - center) / temperature).
+class TargetHead:
+    """What a target head says about each global view: softmax((logits - center) / temperature).
 
     codes g b d: its bottleneck; layer: its prototypes; center: K.
     """
@@ -65,30 +64,35 @@ class Slow:
             return self.layer(self.codes.mean((0, 1)))
 
 
+def target_head(head: DINOHead, features: Tensor, center: Tensor, temperature: float) -> TargetHead:
+    """That of a head for features g b dim."""
+    return TargetHead(head.bottleneck(features), head.last_layer, center, temperature)
+
+
 @dataclass(frozen=True)
-class Pairs:
+class ViewPairs:
     """What is averaged, over which pairs.
 
-    partners: for each online view the slow views that it is compared with, maybe none.
+    partners: for each online view the target views that it is compared with, maybe none.
     temperature: the online side's.
     """
 
     kind: Kind
     partners: Sequence[tuple[int, ...]]
     temperature: float
-    slow: Slow
+    target: TargetHead
 
     def groups(self) -> dict[tuple[int, ...], list[int]]:
         """The online views of each set of partners; views without partners are left out."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for view, others in enumerate(self.partners):
             if others:
-                found.setdefault(others, []).append(view)
-        return found
+                groups.setdefault(others, []).append(view)
+        return groups
 
 
 @torch.compiler.disable
-def mean(codes: Tensor, layer: WeightNormLinear, pairs: Pairs) -> Tensor:
+def mean(codes: Tensor, layer: WeightNormLinear, pairs: ViewPairs) -> Tensor:
     """The mean over pairs and samples, a scalar: nats for "cross-entropy", else in [0, 1].
 
     codes v b d: the bottleneck of every online view; layer: the online prototypes. Gradients reach
@@ -104,7 +108,7 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, codes: Tensor, directions: Tensor, gains: Tensor, pairs: Pairs, wanted: bool
+        ctx: Any, codes: Tensor, directions: Tensor, gains: Tensor, pairs: ViewPairs, wanted: bool
     ) -> Tensor:
         needs = [wanted and need for need in ctx.needs_input_grad[:3]]
         layer = _Layer(directions, gains, pairs.temperature, _precision(codes))
@@ -120,40 +124,39 @@ class _Mean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         # As large as the layer and nobody else's: scaled in place unless they are asked for again.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        scale = torch.mul if kept else Tensor.mul_
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.mul if again else Tensor.mul_
         return (*[None if g is None else scale(g, given) for g in ctx.saved_tensors], None, None)
 
 
-def _run(codes: Tensor, layer: _Layer, pairs: Pairs, gradients: _Gradients) -> Tensor:
+def _run(codes: Tensor, layer: _Layer, pairs: ViewPairs, gradients: _Gradients) -> Tensor:
     """The sum over pairs and samples, block by block of samples."""
-    source = pairs.slow
-    slow = _Layer(
-        source.layer.weight_v, source.layer.weight_g, source.temperature, layer.weight.dtype
+    target = pairs.target
+    target_layer = _Layer(
+        target.layer.weight_v, target.layer.weight_g, target.temperature, layer.weight.dtype
     )
     views, samples = codes.shape[:2]
     most = BLOCK.get(codes.device.type, BLOCK["cuda"]) // (views * len(layer.scale))
     sums = []
-    for block in _pieces(samples, max(most, 1)):
-        targets = _assign(source.codes[:, block], slow, source.center, pairs.kind)
-        sums.append(_block(codes[:, block], targets, layer, pairs, gradients, block))
+    for block in blocks(samples, max(most, 1)):
+        assigned = _assign(target.codes[:, block], target_layer, target.center, pairs.kind)
+        sums.append(_block(codes[:, block], assigned, layer, pairs, gradients, block))
     return torch.stack(sums).sum()
 
 
-def _pieces(length: int, most: int) -> list[slice]:
-    """Cut a range into as few slices as possible, of one size but for the last."""
-    size = math.ceil(length / math.ceil(length / most))
-    return [slice(first, first + size) for first in range(0, length, size)]
-
-
-def _assign(codes: Tensor, slow: _Layer, center: Tensor, kind: Kind) -> Tensor:
-    """The slow assignments g r K of codes g r d; unit vectors for a cosine."""
-    shift = center / slow.temperature
-    return _rows(codes.device).assign(slow.products(codes), slow.scale, shift, kind == "cosine")
+def _assign(codes: Tensor, layer: _Layer, center: Tensor, kind: Kind) -> Tensor:
+    """The target's assignments g r K of codes g r d; unit vectors for a cosine."""
+    shift = center / layer.temperature
+    return _rows(codes.device).assign(layer.products(codes), layer.scale, shift, kind == "cosine")
 
 
 def _block(
-    codes: Tensor, targets: Tensor, layer: _Layer, pairs: Pairs, gradients: _Gradients, block: slice
+    codes: Tensor,
+    targets: Tensor,
+    layer: _Layer,
+    pairs: ViewPairs,
+    gradients: _Gradients,
+    block: slice,
 ) -> Tensor:
     """The sum over the pairs of some samples, n r d against g r K; notes the gradients."""
     outputs, rows = layer.products(codes), _rows(codes.device)
@@ -163,12 +166,14 @@ def _block(
         first += len(members)
         target = reduce(torch.add, [targets[i] for i in others])
         if pairs.kind == "cross-entropy":
-            found = rows.cross_entropy(views, layer.scale, target, len(others), gradients.needed)
+            values, weights = rows.cross_entropy(
+                views, layer.scale, target, len(others), gradients.needed
+            )
         else:
             unit = pairs.kind == "cosine"
-            found = rows.overlap(views, layer.scale, target, unit, gradients.needed)
-        total += found[0].sum()
-        factors.append(found[1])
+            values, weights = rows.overlap(views, layer.scale, target, unit, gradients.needed)
+        total += values.sum()
+        factors.append(weights)
     if gradients.needed:
         gradients.add(block, codes, outputs, torch.cat(factors))
     return total
@@ -248,6 +253,6 @@ class _Gradients:
         if self.weight is None:
             return codes, None, None
         gains = torch.empty_like(self.layer.scale)
-        for rows in _pieces(len(gains), 4096):  # what a CPU's cache holds
+        for rows in blocks(len(gains), 4096):  # what a CPU's cache holds
             gains[rows] = self.layer.to_parameters(self.weight[rows], rows, number)
         return codes, self.weight, gains.unsqueeze(1)

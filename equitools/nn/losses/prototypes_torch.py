@@ -29,8 +29,8 @@ def cross_entropy(
         values.append(-torch.mul(log, target, out=s).sum(-1))
         if gradient:
             view.copy_(torch.sub(log.exp_(), target, alpha=1 / count, out=s))
-    found = torch.stack(values)
-    return found, torch.full_like(found, count)
+    stacked = torch.stack(values)
+    return stacked, torch.full_like(stacked, count)
 
 
 def overlap(

@@ -21,30 +21,39 @@ LOW = tl.constexpr(-1e30)  # below every logit, yet finite: the difference of tw
 
 def assign(logits: Tensor, scale: Tensor, shift: Tensor, unit: bool) -> Tensor:
     """softmax(scale · logits - shift) over the last axis, in float32; unit: of length 1."""
-    found = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    _launch(_assign, logits, scale, shift, found, UNIT=unit)
-    return found
+    values = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    _launch(_assign, logits, scale, shift, values, UNIT=unit)
+    return values
 
 
 def cross_entropy(
     logits: Tensor, scale: Tensor, target: Tensor, count: int, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """-Σ target · log softmax(s), for a target that is the sum of `count` distributions."""
-    found = scale.new_empty(logits.shape[:-1])
-    _launch(_cross_entropy, logits, scale, target, found, target.shape[0], count, GRADIENT=gradient)
-    return found, torch.full_like(found, count)
+    values = scale.new_empty(logits.shape[:-1])
+    _launch(
+        _cross_entropy, logits, scale, target, values, target.shape[0], count, GRADIENT=gradient
+    )
+    return values, torch.full_like(values, count)
 
 
 def overlap(
     logits: Tensor, scale: Tensor, target: Tensor, unit: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Σ target · p with p = softmax(s); unit: with p made a vector of length 1."""
-    found, factors = (scale.new_empty(logits.shape[:-1]) for _ in range(2))
+    values, factors = (scale.new_empty(logits.shape[:-1]) for _ in range(2))
     _launch(
-        _overlap, logits, scale, target, found, factors, target.shape[0],
-        UNIT=unit, GRADIENT=gradient,
-    )  # fmt: skip
-    return found, factors
+        _overlap,
+        logits,
+        scale,
+        target,
+        values,
+        factors,
+        target.shape[0],
+        UNIT=unit,
+        GRADIENT=gradient,
+    )
+    return values, factors
 
 
 def _launch(kernel: Any, logits: Tensor, *arguments: Any, **flags: bool) -> None:
@@ -55,10 +64,10 @@ def _launch(kernel: Any, logits: Tensor, *arguments: Any, **flags: bool) -> None
 
 
 @triton.jit
-def _assign(logits, width, scale, shift, found, UNIT: tl.constexpr, PIECE: tl.constexpr):
+def _assign(logits, width, scale, shift, values, UNIT: tl.constexpr, PIECE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
-    found += row * width
+    values += row * width
     lanes = tl.arange(0, PIECE)
     top = tl.full([PIECE], LOW, tl.float32)
     total = tl.zeros([PIECE], tl.float32)
@@ -77,14 +86,21 @@ def _assign(logits, width, scale, shift, found, UNIT: tl.constexpr, PIECE: tl.co
         divisor = tl.sqrt(tl.sum(power * weight * weight, 0))
     for start in range(0, width, PIECE):
         s = _shifted(logits, scale, shift, start + lanes, width)
-        tl.store(found + start + lanes, tl.exp(s - highest) / divisor, mask=start + lanes < width)
+        tl.store(values + start + lanes, tl.exp(s - highest) / divisor, mask=start + lanes < width)
 
 
 @triton.jit
 def _cross_entropy(
-    logits, width, scale, target, found, samples, count,
-    GRADIENT: tl.constexpr, PIECE: tl.constexpr,
-):  # fmt: skip
+    logits,
+    width,
+    scale,
+    target,
+    values,
+    samples,
+    count,
+    GRADIENT: tl.constexpr,
+    PIECE: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
     target += (row % samples) * width
@@ -101,7 +117,7 @@ def _cross_entropy(
         top = higher
     highest = tl.max(top, 0)
     lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
-    tl.store(found + row, count * lse - tl.sum(inner, 0))
+    tl.store(values + row, count * lse - tl.sum(inner, 0))
     if GRADIENT:
         for start in range(0, width, PIECE):
             k = start + lanes
@@ -112,9 +128,17 @@ def _cross_entropy(
 
 @triton.jit
 def _overlap(
-    logits, width, scale, target, found, factors, samples,
-    UNIT: tl.constexpr, GRADIENT: tl.constexpr, PIECE: tl.constexpr,
-):  # fmt: skip
+    logits,
+    width,
+    scale,
+    target,
+    values,
+    factors,
+    samples,
+    UNIT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    PIECE: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
     target += (row % samples) * width
@@ -138,7 +162,7 @@ def _overlap(
     product = tl.sum(inner * weight, 0) / divisor
     length = tl.sqrt(tl.sum(power * weight * weight, 0)) / divisor
     factor = 1.0 / length if UNIT else 1.0
-    tl.store(found + row, product * factor)
+    tl.store(values + row, product * factor)
     tl.store(factors + row, factor)
     if GRADIENT:
         slope = product / (length * length) if UNIT else 0.0
