@@ -7,6 +7,8 @@ Right-angle rotations and flips are permutations of pixels and are carried out a
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,10 +21,7 @@ def identity(count: int) -> Tensor:
 
 def compose(*matrices: Tensor) -> Tensor:
     """First the first matrix, then the next …: b 3 3 each → b 3 3."""
-    total = matrices[0]
-    for matrix in matrices[1:]:
-        total = matrix @ total
-    return total
+    return reduce(lambda total, matrix: matrix @ total, matrices)
 
 
 def invert(matrix: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def warp(
     height, width = image.shape[-2:] if size is None else size
     matrix = matrix.expand(len(image), 3, 3)
     known = elements(matrix.detach().cpu().double())
-    out = None
+    out = image.new_empty(len(image), image.shape[1], height, width)
     for element in set(known):
         rows = [i for i, e in enumerate(known) if e == element]
         part = image if len(rows) == len(image) else image[rows]
@@ -70,10 +69,8 @@ def warp(
             moved = F.grid_sample(part, where, mode=mode, align_corners=False)
         if len(rows) == len(image):
             return moved
-        if out is None:
-            out = image.new_zeros(len(image), image.shape[1], height, width)
         out = out.index_copy(0, torch.tensor(rows, device=image.device), moved)
-    return image.new_zeros(0, image.shape[1], height, width) if out is None else out
+    return out
 
 
 def dihedral(matrix: Tensor, tolerance: float = 1e-6) -> tuple[bool, int] | None:

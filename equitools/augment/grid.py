@@ -40,10 +40,8 @@ def shapes(
 ) -> list[Shape]:
     """The shape of each view of a step. cells: size / patch of each view; first: how many views
     with grids of their own come before these."""
-    drawn = rng.uniforms(seed, "step", step, rows=first + len(cells))[first:]
-    return [
-        _shape(row.tolist(), side, area, aspect) for row, side in zip(drawn, cells, strict=True)
-    ]
+    rows = rng.uniforms(seed, "step", step, rows=first + len(cells))[first:]
+    return [_shape(row.tolist(), side, area, aspect) for row, side in zip(rows, cells, strict=True)]
 
 
 def _shape(u: list[float], side: float, area: Range, aspect: Range) -> Shape:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,9 @@ def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
 
 def _usual_jpeg(data: bytes) -> np.ndarray | None:
     """The pixels of a whole JPEG in color or gray; None for what Pillow has to decide on."""
-    try:
+    with suppress(ValueError):
         if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError:
-        pass
     return None
 
 

@@ -177,7 +177,7 @@ def blank(plan: augment.Views, samples: int, inside: int, device: str = "cpu") -
     grids have their mean size."""
     rows = torch.arange(samples, device=device).split([inside, samples - inside])
 
-    def view(planned: augment.ViewPlan, part: augment.Part) -> View:
+    def view(planned: augment.ViewPlan, part: augment.ViewBatch) -> View:
         own = None if part.inside is None else rows[not part.inside]
         count = samples if own is None else len(own)
         image = torch.randn(count, 3, *[_side(plan, planned)] * 2, device=device)

@@ -137,7 +137,7 @@ from triton.compiler import ASTSource
 from equitools.augment.engines import triton_kernels
 
 TYPES = {"jobs": "*i32", "table": "*i32", "images": "*u8"}
-FLOATS = dict.fromkeys(("reals", "work", "out", "levels"), "*fp32")
+FLOATS = dict.fromkeys(("reals", "work", "out", "norm"), "*fp32")
 NUMBERS = dict.fromkeys(("batch", "channel", "row", "pixel", "height", "width"), "i32")
 for kernel, _, options in triton_kernels.PASSES.values():
     known = TYPES | FLOATS | NUMBERS | dict.fromkeys(options, "constexpr")

@@ -71,8 +71,7 @@ def _share(pictures: int, *arguments: int) -> None:
     if threads > 1:
         # Made anew each time: a pool that outlives a fork has no threads on the other side.
         with ThreadPoolExecutor(threads) as pool:
-            calls = [pool.submit(library.finish, *arguments) for _ in range(threads)]
-        failed = [call.result() for call in calls]
+            failed = list(pool.map(lambda _: library.finish(*arguments), range(threads)))
     else:
         failed = [library.finish(*arguments)]
     if any(failed):

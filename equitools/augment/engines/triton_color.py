@@ -12,11 +12,9 @@ import triton.language as tl
 from equitools.augment.engines import triton_program
 
 WORDS, MEAN = tl.constexpr(triton_program.WORDS), tl.constexpr(triton_program.MEAN)
-KINDS = tl.constexpr(triton_program.KINDS.start)
-FACTORS = tl.constexpr(triton_program.FACTORS.start)
-TURN = tl.constexpr(triton_program.TURN.start)
-CONTRAST = tl.constexpr(triton_program.CONTRAST)
-SATURATION = tl.constexpr(triton_program.SATURATION)
+COLUMNS = triton_program.KINDS, triton_program.FACTORS, triton_program.TURN
+KINDS, FACTORS, TURN = (tl.constexpr(columns.start) for columns in COLUMNS)
+CONTRAST, SATURATION = map(tl.constexpr, (triton_program.CONTRAST, triton_program.SATURATION))
 HUE, GRAY = tl.constexpr(triton_program.HUE), tl.constexpr(triton_program.GRAY)
 SOLARIZE = tl.constexpr(triton_program.SOLARIZE)
 FLIP, ROTATION = tl.constexpr(triton_program.FLIP), tl.constexpr(triton_program.ROTATION)

@@ -61,7 +61,7 @@ def _carry_out(images: Tensor, made: PassPlan, levels: np.ndarray, out: Tensor) 
     tiles = triton.cdiv(height * width, int(BLOCK))
     work = out.new_empty(made.places, 3, height, width)
     known = {"table": table, "reals": table.view(torch.float32), "work": work, "out": out}
-    known |= {"images": images, "levels": first.view(torch.float32)}
+    known |= {"images": images, "norm": first.view(torch.float32)}
     known |= dict(zip(("batch", "channel", "row", "pixel"), images.stride(), strict=True))
     known |= {"height": height, "width": width}
     for (name, jobs), there in zip(made.passes, every, strict=True):
@@ -102,17 +102,15 @@ def _paint(jobs, table, reals, work, images, batch, channel, row, pixel, height,
 
 
 @triton.jit
-def _finish(
-    jobs, table, reals, work, images, batch, channel, row, pixel, out, levels, height, width
-):
+def _finish(jobs, table, reals, work, images, batch, channel, row, pixel, out, norm, height, width):
     """Carry out the last part of a picture's program, normalized to the output."""
     jobs, lanes = _block(jobs, height, width)
     red, green, blue = colors(
         jobs, table, reals, work, images, batch, channel, row, pixel, lanes, height, width
     )
-    red = (red - tl.load(levels)) * tl.load(levels + 3)
-    green = (green - tl.load(levels + 1)) * tl.load(levels + 4)
-    blue = (blue - tl.load(levels + 2)) * tl.load(levels + 5)
+    red = (red - tl.load(norm)) * tl.load(norm + 3)
+    green = (green - tl.load(norm + 1)) * tl.load(norm + 4)
+    blue = (blue - tl.load(norm + 2)) * tl.load(norm + 5)
     _store(out, tl.load(jobs + 4), red, green, blue, lanes, height * width)
 
 

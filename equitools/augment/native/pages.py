@@ -28,11 +28,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
 
 @cache
 def _advise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    linux = sys.platform.startswith("linux")
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if linux else None
+    if advise is not None:
+        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return advise

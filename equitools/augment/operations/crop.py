@@ -24,6 +24,7 @@ COLUMNS = slice(0, 24)
 SCOPE, PLACE, MOVES = "group", 0, True
 ATTEMPTS = 10
 Range = Sequence[float]
+Window = tuple[int, int, int, int]  # top, left, height, width
 RATIO = (3 / 4, 4 / 3)
 DEFAULTS = {"local": [0.05, 0.4]}  # of DINO
 PLAIN = False  # without the instructions that some processors lack, for comparison
@@ -63,9 +64,7 @@ def place(
     return np.array(windows, np.int32).reshape(-1, 4)
 
 
-def _window(
-    u: list[float], height: int, width: int, scale: Range, ratio: Range
-) -> tuple[int, int, int, int]:
+def _window(u: list[float], height: int, width: int, scale: Range, ratio: Range) -> Window:
     """One window in pixels. Plain Python: a sample has a handful, and arrays would cost more."""
     # The crops of a probe's training (features/transform.py) have this law too, but torchvision
     # draws them from torch's generator: published numbers depend on it.

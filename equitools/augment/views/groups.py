@@ -144,9 +144,8 @@ def resolve_portion(
             f" views.grid.portion=0.01 (or another share of the batch), or views.{name}=null"
         )
     if target not in whole:
-        raise UsageError(
-            f"{where} replaces {target} views; add a group views.{target}, or say views.{name}=null"
-        )
+        way = f"add a group views.{target}, or say views.{name}=null"
+        raise UsageError(f"{where} replaces {target} views; {way}")
     replaced = whole[target]
     known = schema.together(group_settings, *of_groups(operations).values(), portion_settings)
     for key in given:
@@ -192,14 +191,11 @@ def _check_further(group: Group, first: Group, where: str) -> None:
 
 
 def _check_portion(group: Group, where: str) -> None:
-    if not 0 < group["portion"] <= 1:
-        raise UsageError(
-            f"{where}.portion is {group['portion']:g}; it is a share of the batch, in (0, 1]"
-        )
-    if not 1 <= group["patch"] <= group["size"]:
-        raise UsageError(
-            f"{where}.patch is {group['patch']} pixels; it must be from 1 to size={group['size']}"
-        )
+    portion, patch, size = group["portion"], group["patch"], group["size"]
+    if not 0 < portion <= 1:
+        raise UsageError(f"{where}.portion is {portion:g}; it is a share of the batch, in (0, 1]")
+    if not 1 <= patch <= size:
+        raise UsageError(f"{where}.patch is {patch} pixels; it must be from 1 to size={size}")
     for key in ("area", "aspect"):
         interval(group[key], f"{where}.{key}")
 

@@ -22,7 +22,7 @@ from equitools.augment.operation import Operation
 from equitools.augment.operations import Menu, crop
 from equitools.augment.views import layout
 from equitools.augment.views import settings as views_settings
-from equitools.augment.views.draws import Draws
+from equitools.augment.views.draws import Array, Draws
 from equitools.augment.views.layout import ViewBatch
 from equitools.core.records import View
 
@@ -36,9 +36,9 @@ class Drawn:
     """A sample's crops, bytes one after another by size, and the random numbers of its views."""
 
     plan: Views
-    crops: np.ndarray
-    uniforms: np.ndarray
-    windows: np.ndarray
+    crops: Array
+    uniforms: Array
+    windows: Array
     inside: bool = False
 
 
@@ -63,9 +63,7 @@ class Views:
         modules = {name: module.__name__ for name, module in self.operations.items()}
         return _rebuild, (self.settings, modules)
 
-    def sample(
-        self, image: np.ndarray, key: str, seed: int, epoch: int, inside: bool = False
-    ) -> Drawn:
+    def sample(self, image: Array, key: str, seed: int, epoch: int, inside: bool = False) -> Drawn:
         """Draw for one decoded image, uint8 h w 3, and take its crops.
 
         inside: the sample is in the portion.

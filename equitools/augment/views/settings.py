@@ -45,10 +45,10 @@ def resolve(views: dict[str, Any], operations: Menu) -> dict[str, Any]:
     no recipe that does not name it.
     """
     shared = {name: one for name, one in operations.items() if one.SCOPE == "views"}
-    common = {k: v for k, v in views.items() if not isinstance(v, dict) and k not in shared}
-    given = {k: v for k, v in views.items() if isinstance(v, dict) and k not in shared}
+    others = {k: v for k, v in views.items() if k not in shared and v is not None}
+    given = {k: v for k, v in others.items() if isinstance(v, dict)}
     partial = {k: v for k, v in given.items() if groups.stands_in(v)}
-    present = {k: v for k, v in common.items() if v is not None}
+    present = {k: v for k, v in others.items() if k not in given}
     for key in present:  # a typing error may be near a group's or an operation's name as well
         schema.pick(dict.fromkeys([*COMMON, *shared, "global", "local"]), key, WHAT)
     common = schema.knobs(common_settings, present, "recipe.views")
@@ -83,15 +83,13 @@ def used(settings: dict[str, Any], operations: Menu) -> list[str]:
 
 def resolve_shared(name: str, given: Any, operation: Operation) -> float | dict[str, Any]:
     """An operation for all groups: its main knob as a number, or a mapping of its knobs."""
-    where = f"recipe.views.{name}"
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return schema.knobs(operation.draw, {_main(operation): given}, where)[_main(operation)]
-    if not isinstance(given, dict):
+    where, number = f"recipe.views.{name}", type(given) in (int, float)
+    if not number and not isinstance(given, dict):
         raise UsageError(f"{where} is {given!r}; it must be null, a number or a mapping")
-    filled = schema.knobs(operation.draw, given, where)
+    filled = schema.knobs(operation.draw, knobs_of(operation, given), where)
     if "p" in filled:
         probability(filled["p"], f"{where}.p")
-    return filled
+    return filled[_main(operation)] if number else filled
 
 
 def _main(operation: Operation) -> str:

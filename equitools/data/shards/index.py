@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,8 @@ class ShardIndex:
         for i in samples:
             offset, size = self._image[i].tolist()
             # What is wrong with a shard is said when it is read.
-            with suppress(OSError):
-                descriptor = self._descriptor(shard := int(self._shard[i]))
+            with suppress(OSError), self._opened(int(self._shard[i])) as descriptor:
                 os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
-                self._release(shard, descriptor)
 
     def where(self, i: int) -> str:
         """Sample i in words: its key and shard."""
@@ -96,33 +94,27 @@ class ShardIndex:
 
     def _read(self, shard: int, offset: int, size: int, i: int) -> bytes:
         try:
-            descriptor = self._descriptor(shard)
-            try:
+            with self._opened(shard) as descriptor:
                 data = os.pread(descriptor, size, offset)
-            finally:
-                self._release(shard, descriptor)
         except OSError as error:
             raise DataError(f"cannot read {self.where(i)}: {error.strerror}") from error
         if len(data) != size:
             raise DataError(f"{self.paths[shard]} is truncated before {self.where(i)}")
         return data
 
-    def _descriptor(self, shard: int) -> int:
-        """An open shard; kept open for the first few, since `pread` may share a descriptor."""
-        if shard in self._open:
-            return self._open[shard]
-        descriptor = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._open) < _OPEN_FILES:
-            first = self._open.setdefault(shard, descriptor)
-            if first != descriptor:  # another thread's
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[int]:
+        """An open shard; the first few stay open, since `pread` may share a descriptor."""
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._open) < _OPEN_FILES:
+                self._open.setdefault(shard, descriptor)
+        try:
+            yield descriptor
+        finally:
+            if self._open.get(shard) != descriptor:  # too many, or another thread was first
                 os.close(descriptor)
-            return first
-        return descriptor
-
-    def _release(self, shard: int, descriptor: int) -> None:
-        """Close a descriptor that is not kept."""
-        if self._open.get(shard) != descriptor:
-            os.close(descriptor)
 
 
 def open_split(document: dict[str, Any], split: str) -> ShardIndex:

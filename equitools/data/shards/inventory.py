@@ -20,6 +20,7 @@ from equitools.manifest.files import expand
 
 INFO = "_info.json"
 REPORT = "report.tsv"
+LISTS = {"filenames": "name", "shard_lengths": "samples", "bytes": "bytes", "sha256": "sha256"}
 Shards = dict[str, list[Written]]  # by split
 
 
@@ -33,14 +34,14 @@ def find_duplicates(written: Shards) -> None:
     for split, one in every if twice else ():
         for file, number in zip(one.files, one.sums.tolist(), strict=True):
             if number in first:
-                one.found.append(("duplicate", file, f"same bytes as {first[number]}"))
+                one.findings.append(("duplicate", file, f"same bytes as {first[number]}"))
             elif number in twice:
                 first[number] = f"{split}/{file}"
 
 
 def report(written: Shards, ignored: int) -> dict[str, int]:
     """The counts that the manifest states; `dropped` is what is not in the shards."""
-    kinds = [kind for split in written for one in written[split] for kind, _, _ in one.found]
+    kinds = [kind for split in written for one in written[split] for kind, _, _ in one.findings]
     counts = {kind: kinds.count(kind) for kind in KINDS}
     kept = sum(one.samples for split in written for one in written[split])
     return {"kept": kept, "dropped": sum(counts[k] for k in DROPPED), "ignored": ignored} | counts
@@ -58,7 +59,7 @@ def finish(
     for split, shards in written.items():
         if not sum(one.samples for one in shards):
             shutil.rmtree(out / PARTIAL, ignore_errors=True)
-            reason = next((f"{file}: {why}" for one in shards for _, file, why in one.found), "")
+            reason = next((f"{file}: {why}" for one in shards for _, file, why in one.findings), "")
             raise DataError(f"zero images left in {split}: none can be decoded ({reason})")
     names = [one.name for shards in written.values() for one in shards]
     for name in names:
@@ -85,17 +86,10 @@ def _entry(out: Path, shards: list[Written], classes: list[str] | None) -> dict[
 
 
 def _info(written: Shards, classes: list[str] | None) -> dict[str, Any]:
-    splits = {
-        split: {
-            "name": split,
-            "num_samples": sum(one.samples for one in shards),
-            "filenames": [one.name for one in shards],
-            "shard_lengths": [one.samples for one in shards],
-            "bytes": [one.bytes for one in shards],
-            "sha256": [one.sha256 for one in shards],
-        }
-        for split, shards in written.items()
-    }
+    splits: dict[str, dict[str, Any]] = {}
+    for split, shards in written.items():
+        splits[split] = {"name": split, "num_samples": sum(one.samples for one in shards)}
+        splits[split] |= {key: [getattr(one, own) for one in shards] for key, own in LISTS.items()}
     return {"splits": splits, "classes": classes}
 
 
@@ -103,7 +97,9 @@ def _report_lines(written: Shards, ignored: Sequence[str]) -> Iterator[str]:
     yield "split\tkind\tfile\treason\n"
     lines: list[tuple[str, ...]] = []
     for split, shards in written.items():
-        lines += [(split, *line) for line in sorted(line for one in shards for line in one.found)]
+        lines += [
+            (split, *line) for line in sorted(line for one in shards for line in one.findings)
+        ]
     lines += [("", "ignored", path, "its name is not an image's") for path in sorted(ignored)]
     for split, kind, file, reason in lines:
         name = file.encode("utf-8", "backslashreplace").decode()

@@ -63,7 +63,7 @@ class Written:
     sha256: str = ""
     keys: list[str] = field(default_factory=list)
     rows: np.ndarray = field(default_factory=lambda: np.empty((0, 5), np.int64))
-    found: list[tuple[str, str, str]] = field(default_factory=list)  # kind, file, reason
+    findings: list[tuple[str, str, str]] = field(default_factory=list)  # kind, file, reason
     files: list[str] = field(default_factory=list)
     sums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
@@ -117,13 +117,10 @@ def write_shard(job: Job, advance: Callable[[int], None]) -> Written:
     result = Written(Path(job.path).name)
     sums: list[int] = []
     rows: list[Row] = []
-    row: Row | None
     with TarWriter(job.path) as file:
         for count, item in enumerate(job.items, 1):
-            if item[1].make is None and not job.verify:
-                row = _copy(file, job, item)
-            else:
-                row = _append(file, job, item, result, sums)
+            plain = item[1].make is None and not job.verify
+            row = _copy(file, job, item) if plain else _append(file, job, item, result, sums)
             if row is not None:
                 result.keys.append(item[0])
                 rows.append(row)
@@ -208,7 +205,7 @@ def _check(data: bytes, sample: Sample, job: Job, result: Written, sums: list[in
     holds |= {"exif_rotated": seen.rotated, "below_crop": side < job.crop}
     kinds = [seen.broken] if seen.broken else [kind for kind in holds if holds[kind]]
     reason = seen.reason or f"{seen.width}×{seen.height}"
-    result.found += [(kind, sample.file, reason) for kind in kinds]
+    result.findings += [(kind, sample.file, reason) for kind in kinds]
     if not set(kinds).isdisjoint(DROPPED):
         return False
     sums.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big"))

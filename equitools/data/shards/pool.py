@@ -74,15 +74,15 @@ def _write_together(jobs: list[Job], workers: int, advance: Callable[[int], None
 def _write_apart(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> list[Written]:
     """The jobs over processes that end with this one."""
     context = multiprocessing.get_context("spawn")
-    counter, told = context.Value("q", 0), 0
+    counter, done = context.Value("q", 0), 0
     pool = futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _become_worker, (counter,))
     try:
         waiting: list[futures.Future] = [pool.submit(_write_counted, job) for job in jobs]
         pending: Any = waiting
         while pending:
             finished, pending = futures.wait(pending, 0.2, futures.FIRST_EXCEPTION)
-            told, before = counter.value, told
-            advance(told - before)
+            done, before = counter.value, done
+            advance(done - before)
             for future in finished:
                 future.result()
         return [future.result() for future in waiting]

@@ -104,9 +104,8 @@ def write(
     from equitools.data.shards.pool import write_all
 
     chosen = {key: settings[key] for key in schema.own_knobs(packing.plan)}
-    written = write_all(
-        packing.plan(source, out, **chosen), settings["workers"] or cores(), advance
-    )
+    jobs = packing.plan(source, out, **chosen)
+    written = write_all(jobs, settings["workers"] or cores(), advance)
     report = None
     if settings["verify"]:
         inventory.find_duplicates(written)

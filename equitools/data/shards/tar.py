@@ -14,6 +14,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,9 @@ def ending(length: int) -> bytes:
 
 def fits(name: bytes) -> bool:
     """Can USTAR hold this name?"""
-    try:
-        _split(name)
-    except DataError:
-        return False
-    return True
+    with suppress(DataError):
+        return bool(_split(name))
+    return False
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
@@ -170,10 +169,9 @@ def _size(field: bytes, path: Path) -> int:
 
 def _octal(field: bytes, path: Path) -> int:
     digits = field.strip(b" \0") or b"0"
-    try:
-        return int(digits if digits.isdigit() else b"", 8)
-    except ValueError:
-        raise DataError(f"{path} is damaged: not a number in a tar header") from None
+    if digits.strip(b"01234567"):
+        raise DataError(f"{path} is damaged: not a number in a tar header")
+    return int(digits, 8)
 
 
 def _extension(kind: bytes, data: bytes, path: Path) -> dict[str, Any] | None:

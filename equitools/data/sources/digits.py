@@ -22,9 +22,8 @@ def digits(size: int) -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise EquiError(
-            "digits come with scikit-learn, which is not installed: pip install 'equitools[digits]'"
-        ) from None
+        what = "digits come with scikit-learn, which is not installed"
+        raise EquiError(f"{what}: pip install 'equitools[digits]'") from None
     data = load_digits()
     ranks = sorted(range(len(data.target)), key=lambda i: rank(0, "digits", str(i)))
     val = set(ranks[:DIGITS_VAL])

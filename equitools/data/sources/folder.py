@@ -15,12 +15,11 @@ from equitools.core.errors import DataError
 from equitools.data.sources.source import SUFFIXES, Sample, Source, of_file, suffix
 
 TRAIN_NAMES = ("train", "training")
+Names = list[str] | None
 VAL_NAMES = ("val", "validation", "valid", "test")
 
 
-def folder(
-    root: Path, wanted: list[str] | None, train_split: str | None, val_split: str | None
-) -> Source:
+def folder(root: Path, wanted: Names, train_split: str | None, val_split: str | None) -> Source:
     """The splits of a folder: train/ and val/ (validation/, valid/, test/), else all as train.
 
     train_split, val_split: the folder to take instead, "." for the folder itself. wanted: class
@@ -56,9 +55,7 @@ def _split_folders(
     return folders or {"train": root}, notes
 
 
-def _list_split(
-    path: Path, source: Source, split: str, wanted: list[str] | None
-) -> Iterator[Sample]:
+def _list_split(path: Path, source: Source, split: str, wanted: Names) -> Iterator[Sample]:
     """The samples of one split; without a choice, the first split with class folders decides."""
     names = {name for name, entry in _entries(path) if entry.is_dir()}
     if not names:

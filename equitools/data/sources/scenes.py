@@ -23,6 +23,7 @@ from equitools.core.errors import UsageError
 from equitools.data.images import encode_png
 from equitools.data.sources.source import Sample, Source, by_file
 
+Random = np.random.Generator
 TEXTURES = ("plain", "stripes", "checks", "dots", "grain")
 SPLITS = {"train": 0, "val": 1}
 ANGLE = 60.0  # degrees to either side
@@ -84,7 +85,7 @@ def draw(
     return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8), facts
 
 
-def _choose(rng: np.random.Generator, number: int, size: int) -> dict[str, Any]:
+def _choose(rng: Random, number: int, size: int) -> dict[str, Any]:
     """The factors of one picture; classes take turns, all else is uniform and independent."""
     label = number % len(CLASSES)
     u = rng.random(9).tolist()
@@ -120,7 +121,7 @@ def _silhouette(facts: dict[str, Any], size: int) -> np.ndarray:
     return np.asarray(fine.reduce(_FINE), np.float64) / 255
 
 
-def _ground_and_sky(rng: np.random.Generator, facts: dict[str, Any], size: int) -> np.ndarray:
+def _ground_and_sky(rng: Random, facts: dict[str, Any], size: int) -> np.ndarray:
     """A cloudy sky that brightens to the horizon, over a ground that gets finer towards it."""
     rows = (np.arange(size) + 0.5) / size
     horizon, day = facts["horizon"], facts["day"]
@@ -160,9 +161,7 @@ def _cast_shadow(picture: np.ndarray, mask: np.ndarray, facts: dict[str, Any]) -
     return picture * (1 - 0.6 * dark)
 
 
-def _surface(
-    rng: np.random.Generator, mask: np.ndarray, facts: dict[str, Any], size: int
-) -> np.ndarray:
+def _surface(rng: Random, mask: np.ndarray, facts: dict[str, Any], size: int) -> np.ndarray:
     """The object's color and texture, which turn with it, in light from above, which does not."""
     y, x = np.mgrid[:size, :size] + 0.5
     x, y = (x - facts["center"][0]) / facts["radius"], (y - facts["center"][1]) / facts["radius"]
@@ -174,9 +173,7 @@ def _surface(
     return (bright * amount + dim * (1 - amount)) * light[..., None]
 
 
-def _texture(
-    rng: np.random.Generator, name: str, u: np.ndarray, v: np.ndarray, size: int
-) -> np.ndarray:
+def _texture(rng: Random, name: str, u: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
     phase, rate = rng.random(2) * 2 * math.pi, 7 + 5 * rng.random()
     across, along = np.sin(rate * u + phase[0]), np.sin(rate * v + phase[1])
     grain = _noise(rng, size, 12, 12)
@@ -189,7 +186,7 @@ def _texture(
     return grain if name == "grain" else 0.85 + 0.3 * (grain - 0.5)
 
 
-def _noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
+def _noise(rng: Random, size: int, rows: int, columns: int) -> np.ndarray:
     """Smooth noise in about [0, 1]: a random grid, enlarged."""
     grid = Image.fromarray(rng.random((rows, columns)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float64)

@@ -45,13 +45,10 @@ def torchvision_set(
     if name not in namespace.__all__ or not inspect.isclass(maker):
         raise UsageError(f"torchvision has no data set '{name}'; write it as in its documentation")
     parameters = inspect.signature(maker).parameters
-    common = dict(args)
-    if "root" in parameters:
-        if root is None:
-            raise UsageError(f"torchvision:{name} needs root=DIR, the folder where it lies")
-        common["root"] = root
-    if "download" in parameters:
-        common["download"] = download
+    if "root" in parameters and root is None:
+        raise UsageError(f"torchvision:{name} needs root=DIR, the folder where it lies")
+    given = {"root": root, "download": download}
+    common = args | {key: value for key, value in given.items() if key in parameters}
     source = Source(name.lower(), {}, None)
     for split, choice in _choices(name, parameters, train_split, val_split):
         dataset = _open(maker, name, common | choice)
