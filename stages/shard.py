@@ -127,7 +127,7 @@ def name_findings(request: Request, written: dict[str, list[Written]], out: Path
     from equitools.data.shards.inventory import REPORT
     from equitools.data.shards.packing import DROPPED, KINDS
 
-    findings = [line for shards in written.values() for one in shards for line in one.found]
+    findings = [line for shards in written.values() for one in shards for line in one.findings]
     for kind in KINDS:
         names = sorted(file for what, file, _ in findings if what == kind)
         if not names:

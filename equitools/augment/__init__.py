@@ -1,5 +1,6 @@
 """Augmentation with parameters as data, drawn apart from being applied; this is its face."""
 
+# ruff: noqa: F401
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,13 +12,9 @@ from equitools.augment import geometry, operations
 from equitools.augment.engines import engine
 from equitools.augment.normalize import MEAN, STD, normalize, unnormalize
 from equitools.augment.views import perturb as perturbation
-from equitools.augment.views.layout import Part, ViewPlan
+from equitools.augment.views.layout import ViewBatch, ViewPlan
 from equitools.augment.views.pipeline import Batch, Drawn, Views, collate
-
-__all__ = [
-    "MEAN", "STD", "Batch", "Drawn", "Part", "ViewPlan", "Views", "collate", "engine", "geometry",
-    "normalize", "operations", "perturb", "plan", "unnormalize",
-]  # fmt: skip
+from equitools.augment.views.settings import used
 
 
 def plan(views: dict[str, Any]) -> Views:

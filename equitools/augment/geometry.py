@@ -7,6 +7,8 @@ Right-angle rotations and flips are permutations of pixels and are carried out a
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,10 +21,7 @@ def identity(count: int) -> Tensor:
 
 def compose(*matrices: Tensor) -> Tensor:
     """First the first matrix, then the next …: b 3 3 each → b 3 3."""
-    total = matrices[0]
-    for matrix in matrices[1:]:
-        total = matrix @ total
-    return total
+    return reduce(lambda total, matrix: matrix @ total, matrices)
 
 
 def invert(matrix: Tensor) -> Tensor:
@@ -35,11 +34,16 @@ def move(points: Tensor, matrix: Tensor) -> Tensor:
     return points @ matrix[:, :2, :2].mT + matrix[:, None, :2, 2]
 
 
+def centers(height: int, width: int, like: Tensor) -> Tensor:
+    """The centers of a picture's pixels, h w 2 (x, y), of the type of a tensor."""
+    y = (torch.arange(height, dtype=like.dtype, device=like.device) * 2 + 1) / height - 1
+    x = (torch.arange(width, dtype=like.dtype, device=like.device) * 2 + 1) / width - 1
+    return torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)
+
+
 def grid(matrix: Tensor, height: int, width: int) -> Tensor:
     """Where each of the view's pixels comes from, b h w 2 in source coordinates."""
-    y = (torch.arange(height, dtype=matrix.dtype, device=matrix.device) * 2 + 1) / height - 1
-    x = (torch.arange(width, dtype=matrix.dtype, device=matrix.device) * 2 + 1) / width - 1
-    points = torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1).reshape(1, -1, 2)
+    points = centers(height, width, matrix).reshape(1, -1, 2)
     return move(points, invert(matrix)).reshape(-1, height, width, 2)
 
 
@@ -54,10 +58,10 @@ def warp(
     """
     height, width = image.shape[-2:] if size is None else size
     matrix = matrix.expand(len(image), 3, 3)
-    found = elements(matrix.detach().cpu().double())
-    out = None
-    for element in set(found):
-        rows = [i for i, e in enumerate(found) if e == element]
+    known = elements(matrix.detach().cpu().double())
+    out = image.new_empty(len(image), image.shape[1], height, width)
+    for element in set(known):
+        rows = [i for i, e in enumerate(known) if e == element]
         part = image if len(rows) == len(image) else image[rows]
         moved = permute(part, element) if element is not None else None
         if moved is None or tuple(moved.shape[-2:]) != (height, width):
@@ -65,10 +69,8 @@ def warp(
             moved = F.grid_sample(part, where, mode=mode, align_corners=False)
         if len(rows) == len(image):
             return moved
-        if out is None:
-            out = image.new_zeros(len(image), image.shape[1], height, width)
         out = out.index_copy(0, torch.tensor(rows, device=image.device), moved)
-    return image.new_zeros(0, image.shape[1], height, width) if out is None else out
+    return out
 
 
 def dihedral(matrix: Tensor, tolerance: float = 1e-6) -> tuple[bool, int] | None:
@@ -90,11 +92,11 @@ def elements(matrix: Tensor, tolerance: float = 1e-6) -> list[tuple[bool, int] |
 
 def quarter_turns(dtype: torch.dtype) -> Tensor:
     """The matrices of 0 to 3 quarter turns counter-clockwise, 4 3 3."""
-    found = torch.zeros(4, 3, 3, dtype=dtype)
-    found[:, 2, 2] = 1
+    matrices = torch.zeros(4, 3, 3, dtype=dtype)
+    matrices[:, 2, 2] = 1
     for turns, (cosine, sine) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
-        found[turns, :2, :2] = torch.tensor([[cosine, sine], [-sine, cosine]], dtype=dtype)
-    return found
+        matrices[turns, :2, :2] = torch.tensor([[cosine, sine], [-sine, cosine]], dtype=dtype)
+    return matrices
 
 
 def permute(image: Tensor, element: tuple[bool, int]) -> Tensor:

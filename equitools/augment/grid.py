@@ -23,6 +23,7 @@ from equitools.augment import geometry, rng
 
 # Of a view as the encoder is shown it: its grid is that after the turns.
 NAMES = ("half_turn", "flip", "quarter_turns", "grid_height", "grid_width")
+Range = Sequence[float]
 OF_SAMPLES = slice(38, 40)  # a view's uniforms that `moves` reads, behind those of the operations
 
 
@@ -35,23 +36,15 @@ class Shape(NamedTuple):
 
 
 def shapes(
-    seed: int,
-    step: int,
-    cells: Sequence[float],
-    *,
-    area: Sequence[float],
-    aspect: Sequence[float],
-    first: int = 0,
+    seed: int, step: int, cells: Sequence[float], *, area: Range, aspect: Range, first: int = 0
 ) -> list[Shape]:
     """The shape of each view of a step. cells: size / patch of each view; first: how many views
     with grids of their own come before these."""
-    drawn = rng.uniforms(seed, "step", step, rows=first + len(cells))[first:]
-    return [
-        _shape(row.tolist(), side, area, aspect) for row, side in zip(drawn, cells, strict=True)
-    ]
+    rows = rng.uniforms(seed, "step", step, rows=first + len(cells))[first:]
+    return [_shape(row.tolist(), side, area, aspect) for row, side in zip(rows, cells, strict=True)]
 
 
-def _shape(u: list[float], side: float, area: Sequence[float], aspect: Sequence[float]) -> Shape:
+def _shape(u: list[float], side: float, area: Range, aspect: Range) -> Shape:
     cells = side * side * (area[0] + (area[1] - area[0]) * u[0])
     ratio = math.exp(math.log(aspect[0]) * (1 - u[1]) + math.log(aspect[1]) * u[1])
     height, width = round(math.sqrt(cells / ratio)), round(math.sqrt(cells * ratio))

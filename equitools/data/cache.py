@@ -58,17 +58,17 @@ class Decoded:
 
 def shapes(index: Any) -> np.ndarray:
     """Height and width of every picture of an index by its header, n 2 int32; DataError."""
-    found = [images.shape(index.image(i), index.where(i)) for i in range(len(index))]
-    return np.array(found, np.int32).reshape(-1, 2)
+    sides = [images.shape(index.image(i), index.where(i)) for i in range(len(index))]
+    return np.array(sides, np.int32).reshape(-1, 2)
 
 
 def picture(index: Any, i: int, shape: tuple[int, int]) -> np.ndarray:
     """Picture i decoded, h w 3 uint8; DataError unless it has the shape that was announced."""
     where = index.where(i)
-    found = images.decode(index.image(i), where)
-    if found.shape[:2] != shape:
+    pixels = images.decode(index.image(i), where)
+    if pixels.shape[:2] != shape:
         raise DataError(f"cannot keep {where}: it is not of the size that its header says")
-    return found
+    return pixels
 
 
 def _refuse_more(wanted: int, count: int) -> None:

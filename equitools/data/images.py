@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,48 +46,45 @@ def decode(data: bytes, where: str) -> np.ndarray:
     pixels = _usual_jpeg(data) if data[:3] == JPEG else None
     if pixels is not None:
         return pixels
+    with _opened(data, where) as picture:
+        return np.array(_rgb(picture))
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """A picture without Pillow's warnings; DataError for whatever goes wrong with it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
-            return np.array(_rgb(picture))
+            yield Image.open(io.BytesIO(data))
     except Exception as error:
         raise DataError(f"cannot decode {where}: {_reason(error)}") from error
 
 
 def _usual_jpeg(data: bytes) -> np.ndarray | None:
     """The pixels of a whole JPEG in color or gray; None for what Pillow has to decide on."""
-    try:
+    with suppress(ValueError):
         if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError:
-        pass
     return None
 
 
 def shape(data: bytes, where: str) -> tuple[int, int]:
     """Height and width of what `decode` will give, by the header alone; DataError as there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            width, height = Image.open(io.BytesIO(data)).size
-            return height, width
-    except Exception as error:
-        raise DataError(f"cannot decode {where}: {_reason(error)}") from error
+    with _opened(data, where) as picture:
+        return picture.height, picture.width
 
 
 def examine(data: bytes) -> Findings:
     """Decode a picture once and say what is special about it; never raises."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
+        with _opened(data, "it") as picture:
             rotated = picture.getexif().get(ORIENTATION, 1) not in (0, 1)
             gray = picture.mode in ("1", "L", "LA", "La", "F", *DEEP)
             picture.load()
             return Findings(*picture.size, gray, picture.mode == "CMYK", rotated)
-    except Exception as error:
-        reason = _reason(error)
+    except DataError as error:
+        reason = _reason(error.__cause__)
         kind = "truncated" if "truncated" in reason.lower() else "corrupt"
         return Findings(broken=kind, reason=reason)
 
@@ -107,7 +106,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException | None) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image that Pillow can read"
     return " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from equitools import backbones, equivariance, objectives
+from equitools import augment, backbones, equivariance, objectives
 from equitools.core.errors import UsageError
 from equitools.manifest import schema
 from equitools.nn.term import HEADS, Objective, Term, goes_with
@@ -46,8 +46,9 @@ def check(name: str, objective: Objective, views: dict[str, Any], batch_size: in
 
 def check_actions(name: str, term: type[Term], views: dict[str, Any]) -> None:
     """Refuse views in which an operation that a term reads the numbers of is never carried out."""
+    operations = augment.operations.menu()
     for action in term.actions:
-        if action in views and views[action] is None:
+        if action in operations and action not in augment.used(views, operations):
             raise UsageError(
                 f"{name} reads by how much views differ in {action}, and these views have none; set"
                 f" views.{action}"

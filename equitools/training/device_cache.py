@@ -23,7 +23,7 @@ from equitools.data.shards.index import ShardIndex
 class Resident:
     """All pictures of an index (`image(i)`, `where(i)`), n 3 H W uint8 on a device.
 
-    shapes: their heights and widths, n 2. parts: of a plan, whose crops `fill` takes.
+    shapes: their heights and widths, n 2. batches: of a plan, whose crops `fill` takes.
 
     Raises UsageError when they would take more than half of its free memory, DataError for what is
     not a picture.
@@ -34,9 +34,9 @@ class Resident:
         index: ShardIndex,
         shapes: np.ndarray,
         device: torch.device,
-        parts: dict[str, augment.Part],
+        batches: dict[str, augment.ViewBatch],
     ) -> None:
-        self.parts = parts
+        self.batches = batches
         frame = shapes.max(axis=0).tolist()
         _refuse_more(3 * len(shapes) * frame[0] * frame[1], frame, device)
         self.shapes = torch.from_numpy(shapes.astype(np.float64))
@@ -50,13 +50,13 @@ class Resident:
         samples: Tensor = batch.pop("samples")
         pictures = self.pixels[samples.to(self.pixels.device)]
         sides = self.shapes[samples]
-        for name, part in self.parts.items():
+        for name, own in self.batches.items():
             drawn, here, there = batch[name], pictures, sides
             if "rows" in drawn:
                 here, there = pictures[drawn["rows"].to(pictures.device)], sides[drawn["rows"]]
-            views = drawn["parameters"]["crop"].view(len(part.members), len(there), 4)
-            windows = crop.in_pixels(views[:: part.shared], there)
-            crops = [bicubic.resample(here, view, part.size) for view in windows]
+            views = drawn["parameters"]["crop"].view(len(own.members), len(there), 4)
+            windows = crop.in_pixels(views[:: own.shared], there)
+            crops = [bicubic.resample(here, view, own.size) for view in windows]
             drawn["crops"] = torch.stack(crops)
         return batch
 

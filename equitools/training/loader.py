@@ -107,7 +107,7 @@ def residents(data: StepBatches, device: torch.device) -> Resident | None:
     """The pictures on the device, where cache=device asks for it."""
     if data.shapes is None:
         return None
-    return Resident(data.index, data.shapes, device, data.plan.parts)
+    return Resident(data.index, data.shapes, device, data.plan.batches)
 
 
 class From(Sampler):

@@ -177,14 +177,14 @@ def blank(plan: augment.Views, samples: int, inside: int, device: str = "cpu") -
     grids have their mean size."""
     rows = torch.arange(samples, device=device).split([inside, samples - inside])
 
-    def view(planned: augment.ViewPlan, part: augment.Part) -> View:
+    def view(planned: augment.ViewPlan, part: augment.ViewBatch) -> View:
         own = None if part.inside is None else rows[not part.inside]
         count = samples if own is None else len(own)
         image = torch.randn(count, 3, *[_side(plan, planned)] * 2, device=device)
         matrix = torch.eye(3, device=device).expand(count, 3, 3)
         return View(image, {}, matrix, rows=own, group=planned.group, replaces=planned.replaces)
 
-    part_of = {number: part for part in plan.parts.values() for number in part.members}
+    part_of = {number: part for part in plan.batches.values() for number in part.members}
     return [view(plan.views[number], part_of[number]) for number in sorted(part_of)]
 
 

@@ -70,8 +70,9 @@ def test_each_operation_alone(name, size):
 
 
 @built
-@pytest.mark.parametrize("names", [("flip",), ("rotation",), ("flip", "rotation"),
-                                   ("rotation", "flip")])  # fmt: skip
+@pytest.mark.parametrize(
+    "names", [("flip",), ("rotation",), ("flip", "rotation"), ("rotation", "flip")]
+)
 def test_flips_and_rotations_are_the_same_to_the_bit(names):
     ours, theirs = both(pictures(32, 33, 47), drawn(names, 32))
     assert torch.equal(ours, theirs)
@@ -121,8 +122,18 @@ def test_blurs_and_hues_beyond_those_of_recipes():
 
 @built
 def test_gray_levels_and_pure_colors_keep_their_hue_path():
-    levels = torch.tensor([[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0], [0, 255, 0],
-                           [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)  # fmt: skip
+    levels = torch.tensor(
+        [
+            [0, 0, 0],
+            [255, 255, 255],
+            [128, 128, 128],
+            [255, 0, 0],
+            [0, 255, 0],
+            [0, 0, 255],
+            [255, 255, 0],
+        ],
+        dtype=torch.uint8,
+    )
     crops = levels.T.reshape(1, 1, 3, 1, 7).contiguous()
     turned = torch.tensor([[1, 1, 1, 0.31, 3, 0, 1, 2]], dtype=torch.float64)
     assert_same(*both(crops, {"jitter": turned}), 1e-5)
@@ -182,9 +193,8 @@ def test_crops_are_torchs_to_the_bit(monkeypatch, plain):
     for _ in range(60):
         height, width = generator.integers(1, [120, 400])
         image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        windows = crop.place(
-            generator.random((3, 24)), height, width, scale=(0.05, 1.0), ratio=(0.5, 2)
-        )
+        ranges = {"scale": [(0.05, 1.0)] * 3, "ratio": [(0.5, 2)] * 3}
+        windows = crop.place(generator.random((3, 24)), height, width, **ranges)
         sizes = [*generator.integers(1, 60, 2).tolist(), int(windows[2, 3])]
         ours = crop.take(image, windows, sizes)
         with monkeypatch.context() as patch:

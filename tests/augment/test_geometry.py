@@ -63,8 +63,9 @@ def test_exact_and_interpolated_samples_share_a_batch():
 def test_warping_by_right_angles_is_what_interpolation_tends_to():
     image = smooth(32)
     near = geometry.warp(image, rotation.matrix(column(90.001)), mode="bilinear")
-    assert torch.allclose(near[..., 1:-1, 1:-1], torch.rot90(image, 1, (-2, -1))[..., 1:-1, 1:-1],
-                          atol=1e-3)  # fmt: skip
+    assert torch.allclose(
+        near[..., 1:-1, 1:-1], torch.rot90(image, 1, (-2, -1))[..., 1:-1, 1:-1], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("angle", [17.0, -63.0])

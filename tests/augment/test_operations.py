@@ -41,8 +41,15 @@ OPERATIONS = operations.menu()
 
 def test_the_menu_is_the_package_namespace():
     assert set(OPERATIONS) >= {
-        "crop", "flip", "rotation", "elastic", "jitter", "gray", "blur", "solarize",
-    }  # fmt: skip
+        "crop",
+        "flip",
+        "rotation",
+        "elastic",
+        "jitter",
+        "gray",
+        "blur",
+        "solarize",
+    }
 
 
 def test_operations_read_columns_of_their_own():
@@ -144,9 +151,11 @@ def test_jitter_agrees_with_pil_within_its_rounding():
     image = photo(40, 30)
     theirs = as_pil(image)
     for change, factor in (
-        (tv.adjust_contrast, 1.3), (tv.adjust_hue, 0.08), (tv.adjust_brightness, 0.8),
+        (tv.adjust_contrast, 1.3),
+        (tv.adjust_hue, 0.08),
+        (tv.adjust_brightness, 0.8),
         (tv.adjust_saturation, 1.2),
-    ):  # fmt: skip
+    ):
         theirs = change(theirs, factor)
     p = torch.tensor([[0.8, 1.3, 1.2, 0.08, 1, 3, 0, 2]], dtype=torch.float64)
     ours = jitter.apply(image[None].float() / 255, p)[0] * 255

@@ -137,10 +137,9 @@ from triton.compiler import ASTSource
 from equitools.augment.engines import triton_kernels
 
 TYPES = {"jobs": "*i32", "table": "*i32", "images": "*u8"}
-FLOATS = dict.fromkeys(("reals", "work", "means", "out", "levels"), "*fp32")
-NUMBERS = dict.fromkeys(("batch", "channel", "row", "pixel", "tiles", "height", "width"), "i32")
+FLOATS = dict.fromkeys(("reals", "work", "out", "norm"), "*fp32")
+NUMBERS = dict.fromkeys(("batch", "channel", "row", "pixel", "height", "width"), "i32")
 for kernel, _, options in triton_kernels.PASSES.values():
-    options = options | {"BLOCK": 256}
     known = TYPES | FLOATS | NUMBERS | dict.fromkeys(options, "constexpr")
     signature = {name: known[name] for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in options.items()}
@@ -218,8 +217,11 @@ def test_a_picture_waits_for_nothing_that_it_does_not_need():
         (8, 8),
     )
     assert [(name, jobs[:, 0].tolist()) for name, jobs in made.passes] == [
-        ("paint", [2]), ("blur across", [2]), ("blur down", [2]), ("finish", [0, 1, 2]),
-    ]  # fmt: skip
+        ("paint", [2]),
+        ("blur across", [2]),
+        ("blur down", [2]),
+        ("finish", [0, 1, 2]),
+    ]
     _, last = made.passes[-1]
     assert last[:, 1].tolist() == [-1, -1, 0]
 

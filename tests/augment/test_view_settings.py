@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from equitools import augment
+from equitools.augment import operations
 from equitools.core.errors import UsageError
 
 VIEWS = Path(__file__).parents[2] / "manifests" / "views"
@@ -22,17 +23,20 @@ def test_two_empty_groups_are_dinos_augmentation():
     assert (local["count"], local["size"], local["crop"]) == (8, 96, [0.05, 0.4])
     assert whole["blur"] == [1.0, 0.1]
     assert whole["solarize"] == [0.0, 0.2]
-    assert (local["blur"], local["solarize"]) == (0.5, 0.0)
+    assert local["blur"] == 0.5
+    assert "solarize" not in local
     for group in (whole, local):
         assert group["jitter"] == {
-            "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
-        }  # fmt: skip
+            "p": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,
+        }
         assert (group["flip"], group["gray"], group["sigma"]) == (0.5, 0.2, [0.1, 2.0])
-    assert settings["rotation"] is None
-    assert settings["elastic"] is None
-    assert settings["order"] == [
-        "crop", "flip", "rotation", "elastic", "jitter", "gray", "blur", "solarize",
-    ]  # fmt: skip
+    assert set(settings) == {"global", "local", "apply", "mean", "std"}
+    usual = ["crop", "flip", "jitter", "gray", "blur", "solarize"]
+    assert augment.used(settings, operations.menu()) == usual
 
 
 def test_caug_only_adds_rotation_and_caug_plus_elastic():

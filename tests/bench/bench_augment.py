@@ -100,8 +100,9 @@ def reference(plan: augment.Views) -> list[Callable]:
         jitter = {k: v for k, v in group["jitter"].items() if k != "p"}
         steps = [T.RandomResizedCrop(view.size, group["crop"], interpolation=BICUBIC)]
         steps += [T.RandomHorizontalFlip(group["flip"])]
-        steps += [T.RandomRotation(plan.settings["rotation"])] if plan.settings["rotation"] else []
-        if plan.settings["elastic"]:
+        if "rotation" in plan.settings:
+            steps += [T.RandomRotation(plan.settings["rotation"])]
+        if "elastic" in plan.settings:
             steps += [T.RandomApply([T.ElasticTransform(100.0)], 0.5)]
         steps += [T.RandomApply([T.ColorJitter(**jitter)], group["jitter"]["p"])]
         steps += [T.RandomGrayscale(group["gray"]), T.RandomApply([T.Lambda(blurred)], blur)]

@@ -15,9 +15,18 @@ from equitools.data import images
 
 @pytest.mark.parametrize(
     ("kind", "mode"),
-    [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"),
-     ("PNG", "1"), ("WEBP", "RGB"), ("BMP", "RGB")],
-)  # fmt: skip
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("PNG", "LA"),
+        ("PNG", "1"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+    ],
+)
 def test_every_mode_becomes_rgb(kind: str, mode: str) -> None:
     pixels = images.decode(encoded(kind, mode), "x")
     assert (pixels.shape, pixels.dtype) == ((16, 24, 3), np.uint8)
@@ -55,10 +64,14 @@ def test_a_broken_picture_is_an_error_that_names_it(data: bytes, broken: str) ->
 # --- JPEGs, which another decoder takes ------------------------------------------------------
 
 COLOR = {
-    "baseline": {}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1},
-    "progressive": {"progressive": True}, "restarts": {"restart_marker_blocks": 2},
-    "RGB inside": {"keep_rgb": True}, "coarse": {"quality": 3},
-}  # fmt: skip
+    "baseline": {},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 2},
+    "RGB inside": {"keep_rgb": True},
+    "coarse": {"quality": 3},
+}
 SIZES = [(24, 16), (1, 1), (37, 53), (1, 300), (300, 1)]
 
 

@@ -30,9 +30,13 @@ from equitools.features.labels import classes_of
 from equitools.manifest import files
 
 SETTINGS: dict[str, Any] = {
-    "seed": 0, "samples_per_shard": 8, "megabytes_per_shard": 500, "verify": False, "min_side": 8,
+    "seed": 0,
+    "samples_per_shard": 8,
+    "megabytes_per_shard": 500,
+    "verify": False,
+    "min_side": 8,
     "crop": 224,
-}  # fmt: skip
+}
 
 
 def pack(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:

@@ -70,9 +70,12 @@ def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
 
 LONG = "n" * 200
 ENTRIES = {
-    "a.jpg": b"image", "a.json": b"{}", f"deep/{LONG}.jpg": bytes(700), "é/ü.cls": b"3",
+    "a.jpg": b"image",
+    "a.json": b"{}",
+    f"deep/{LONG}.jpg": bytes(700),
+    "é/ü.cls": b"3",
     "empty.jpg": b"",
-}  # fmt: skip
+}
 
 
 def made(path: Path, dialect: int, **pax: str) -> Path:

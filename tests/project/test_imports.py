@@ -28,7 +28,8 @@ LAW = {
 # Inside a room: folders and files from low to high; the stranger files of a rank know no other.
 RANKS = {
     "nn": (("*",), ("losses",)),
-    "augment": (("geometry", "grid", "normalize", "rng", "color"), ("native",), ("operations",),
+    "augment": (("geometry", "grid", "normalize", "rng", "color", "checks",
+                 "operation"), ("native",), ("operations",),
                 ("engines",), ("views",), ("corruptions",), ("",)),
     "data": (("images", "workers", "cache"), ("sources",), ("shards",)),
     "evals": (("run",), ("classifiers",), ("classification", "segmentation", "equivariance",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +10,9 @@ from torch import Tensor
 from equitools.augment import native
 from equitools.augment.engines import compiled, triton_program
 from equitools.augment.native import pages
-from equitools.augment.normalize import as_float, normalize
+from equitools.augment.normalize import Levels, as_float, normalize
+from equitools.augment.operation import Operation
+from equitools.augment.operations import Menu
 
 Parameters = dict[str, Tensor]
 # Floats that one pass works on: a share of a core's cache, or a good load for a GPU.
@@ -19,11 +20,7 @@ CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 def carry_out(
-    crops: Tensor,
-    parameters: Parameters,
-    operations: dict[str, Any],
-    mean: Sequence[float],
-    std: Sequence[float],
+    crops: Tensor, parameters: Parameters, operations: Menu, mean: Levels, std: Levels
 ) -> Tensor:
     """Crops v b 3 h w uint8 → pictures vb 3 h w, operations carried out in their order, normalized.
 
@@ -36,9 +33,7 @@ def carry_out(
     if compiled.can(images, modules):
         return compiled.apply(images, given, modules, mean, std)
     if triton_program.can(images, modules):
-        from equitools.augment.engines import (
-            triton_kernels,  # here, as Triton takes a second to import
-        )
+        from equitools.augment.engines import triton_kernels  # here, as Triton takes a second
 
         return triton_kernels.apply(images, given, modules, mean, std)
     done = pages.empty(images.shape, torch.float32, images.device)
@@ -63,7 +58,7 @@ def chunks(images: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(images), size))
 
 
-def act(operation: Any, images: Tensor, p: Tensor) -> Tensor:
+def act(operation: Operation, images: Tensor, p: Tensor) -> Tensor:
     """Carry out an operation on those pictures that it changes; the input is left as it is.
 
     What has a matrix moves pixels of any type; other operations are given floats in [0, 1].

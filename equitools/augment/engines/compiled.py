@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from equitools.augment import native
 from equitools.augment.native import pages
+from equitools.augment.normalize import Levels
+from equitools.augment.operation import Operation, Operations
 from equitools.augment.operations import blur, elastic, flip, gray, jitter, rotation, solarize
 
 # As numbered in native/finish.c, with the columns of a picture's row that their parameters fill.
-OPERATIONS: dict[ModuleType, slice] = {
+OPERATIONS: dict[Operation, slice] = {
     flip: slice(0, 1),
     rotation: slice(1, 8),
     elastic: slice(8, 11),
@@ -33,7 +34,7 @@ NEUTRAL = (0, *[0] * 7, *[0] * 3, *jitter.IDENTITY, 0, 0, 1)
 LIMIT = 1 << 14  # sides in pixels: rotations count in 16.16 fixed point
 
 
-def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
+def can(images: Tensor, operations: Operations) -> bool:
     """Is this path built, and does it know the operations and the pictures (b 3 h w uint8, CPU)?"""
     known = all(operation in OPERATIONS for operation in operations)
     bytes_here = images.dtype == torch.uint8 and images.device.type == "cpu"
@@ -42,11 +43,7 @@ def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
 
 
 def apply(
-    images: Tensor,
-    parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
-    mean: Sequence[float],
-    std: Sequence[float],
+    images: Tensor, parameters: Sequence[Tensor], operations: Operations, mean: Levels, std: Levels
 ) -> Tensor:
     """Pictures b 3 h w uint8 → floats b 3 h w, (x - mean) / std of x in [0, 1].
 
@@ -68,29 +65,25 @@ def apply(
 
 def _share(pictures: int, *arguments: int) -> None:
     """Every thread calls the function; they take pictures until none is left."""
-    found = native.library()
-    assert found is not None
+    library = native.library()
+    assert library is not None
     threads = min(torch.get_num_threads(), pictures)
     if threads > 1:
         # Made anew each time: a pool that outlives a fork has no threads on the other side.
         with ThreadPoolExecutor(threads) as pool:
-            calls = [pool.submit(found.finish, *arguments) for _ in range(threads)]
-        failed = [call.result() for call in calls]
+            failed = list(pool.map(lambda _: library.finish(*arguments), range(threads)))
     else:
-        failed = [found.finish(*arguments)]
+        failed = [library.finish(*arguments)]
     if any(failed):
         raise MemoryError("no memory left to augment pictures")
 
 
-def table(
-    images: Tensor, parameters: Sequence[Tensor], operations: Sequence[ModuleType]
-) -> np.ndarray:
+def table(images: Tensor, parameters: Sequence[Tensor], operations: Operations) -> np.ndarray:
     """Parameters as b × 22 float64: the rows that the compiled function reads."""
     rows = np.tile(np.array(NEUTRAL, np.float64), (len(images), 1))
     for operation, p in zip(operations, parameters, strict=True):
-        given = p
         if operation is rotation:
-            looked_up = rotation.coefficients(p, *images.shape[2:]).flatten(1)
-            given = torch.cat((p != 0, looked_up), dim=1)
-        rows[:, OPERATIONS[operation]] = given.numpy()
+            coefficients = rotation.coefficients(p, *images.shape[2:]).flatten(1)
+            p = torch.cat((p != 0, coefficients), dim=1)
+        rows[:, OPERATIONS[operation]] = p.numpy()
     return rows

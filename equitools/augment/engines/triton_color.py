@@ -11,29 +11,25 @@ import triton.language as tl
 
 from equitools.augment.engines import triton_program
 
-KINDS, FACTORS = (
-    tl.constexpr(triton_program.KINDS.start),
-    tl.constexpr(triton_program.FACTORS.start),
-)
-TURN = tl.constexpr(triton_program.TURN.start)
-CONTRAST, SATURATION = (
-    tl.constexpr(triton_program.CONTRAST),
-    tl.constexpr(triton_program.SATURATION),
-)
+WORDS, MEAN = tl.constexpr(triton_program.WORDS), tl.constexpr(triton_program.MEAN)
+COLUMNS = triton_program.KINDS, triton_program.FACTORS, triton_program.TURN
+KINDS, FACTORS, TURN = (tl.constexpr(columns.start) for columns in COLUMNS)
+CONTRAST, SATURATION = map(tl.constexpr, (triton_program.CONTRAST, triton_program.SATURATION))
 HUE, GRAY = tl.constexpr(triton_program.HUE), tl.constexpr(triton_program.GRAY)
 SOLARIZE = tl.constexpr(triton_program.SOLARIZE)
 FLIP, ROTATION = tl.constexpr(triton_program.FLIP), tl.constexpr(triton_program.ROTATION)
 
 
 @triton.jit
-def colors(
-    table, reals, work, source, start, end, image, channel, row, pixel, mean, lanes, height, width
-):
-    """Red, green, blue of the pixels `lanes` after the slots from start to end.
+def colors(jobs, table, reals, work, images, batch, channel, row, pixel, lanes, height, width):
+    """Red, green, blue of a picture's pixels `lanes` after the slots that its job names.
 
-    table, reals: the picture's row, as integers and floats. source: its place in `work`, or -1 for
-    the bytes at `image`. mean: of its luma, where the slots have a contrast.
+    table, reals: the rows of all pictures, as integers and floats. A job's source is a place in
+    `work`, or -1 for the bytes at `images`.
     """
+    picture, source = tl.load(jobs), tl.load(jobs + 1)
+    start, end = tl.load(jobs + 2), tl.load(jobs + 3)
+    table, reals = table + picture * WORDS, reals + picture * WORDS
     x, y = lanes % width, lanes // width
     inside = lanes < height * width
     for done in range(start, end):
@@ -46,7 +42,7 @@ def colors(
             x = u
             inside = inside & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if source < 0:
-        place = image + y * row + x * pixel
+        place = images + picture.to(tl.int64) * batch + y * row + x * pixel
         red = _level(place, inside)
         green = _level(place + channel, inside)
         blue = _level(place + 2 * channel, inside)
@@ -61,7 +57,7 @@ def colors(
         if kind <= SATURATION:
             rest = luma(red, green, blue) * tl.where(kind == SATURATION, 1 - factor, 0.0)
             if kind == CONTRAST:
-                rest += (1 - factor) * tl.load(mean)
+                rest += (1 - factor) * tl.load(reals + MEAN)
             red = _unit(factor * red + rest)
             green = _unit(factor * green + rest)
             blue = _unit(factor * blue + rest)

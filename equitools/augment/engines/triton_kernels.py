@@ -1,4 +1,4 @@
-"""The passes of programs.py as Triton kernels, each instance on a block of one picture's pixels.
+"""The passes of triton_program.py as Triton kernels, an instance for a block of a picture.
 
 Everything is computed in float32 from the bytes by the formulae of the modules beside this one.
 Flips and rotations are theirs to the bit; floats in [0, 1] differ by 1e-5 at most, by 1e-4 behind
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,22 +19,21 @@ from torch import Tensor
 
 from equitools.augment.engines import triton_program
 from equitools.augment.engines.triton_color import colors, luma
+from equitools.augment.engines.triton_program import PassPlan
+from equitools.augment.normalize import Levels
+from equitools.augment.operation import Operations
 
-BLOCK = 1024  # pixels at a time
+BLOCK = tl.constexpr(1024)  # pixels at a time
 CHUNK = 1 << 25  # floats worked on at a time; working memory takes up to five times as many
 JOB, WORDS = tl.constexpr(triton_program.JOB), tl.constexpr(triton_program.WORDS)
-NOISE, DISPLACEMENT = (
-    tl.constexpr(triton_program.NOISE.start),
-    tl.constexpr(triton_program.DISPLACEMENT),
-)
+MEAN, NOISE = tl.constexpr(triton_program.MEAN), tl.constexpr(triton_program.NOISE.start)
+DISPLACEMENT = tl.constexpr(triton_program.DISPLACEMENT)
+BLUR = tl.constexpr(triton_program.BLUR.start)
+ELASTIC = tl.constexpr(triton_program.ELASTIC.start)
 
 
 def apply(
-    images: Tensor,
-    parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
-    mean: Sequence[float],
-    std: Sequence[float],
+    images: Tensor, parameters: Sequence[Tensor], operations: Operations, mean: Levels, std: Levels
 ) -> Tensor:
     """Pictures b 3 h w uint8 in any layout → floats b 3 h w, (x - mean) / std of x in [0, 1].
 
@@ -55,20 +53,22 @@ def apply(
     return out
 
 
-def _carry_out(images: Tensor, made: triton_program.Plan, levels: np.ndarray, out: Tensor) -> None:
+def _carry_out(images: Tensor, made: PassPlan, levels: np.ndarray, out: Tensor) -> None:
     """Launch the passes of a plan one after another."""
     parts = [levels.view(np.int32), made.table.ravel(), *(jobs.ravel() for _, jobs in made.passes)]
     first, table, *every = _sent(np.concatenate(parts), images).split([len(part) for part in parts])
     height, width = images.shape[2:]
-    tiles = triton.cdiv(height * width, BLOCK)
+    tiles = triton.cdiv(height * width, int(BLOCK))
     work = out.new_empty(made.places, 3, height, width)
-    means = out.new_empty(len(images))
-    shared = (table, table.view(torch.float32), work, images, *images.stride(), means, out)
-    rest = (first.view(torch.float32), tiles, height, width)
+    known = {"table": table, "reals": table.view(torch.float32), "work": work, "out": out}
+    known |= {"images": images, "norm": first.view(torch.float32)}
+    known |= dict(zip(("batch", "channel", "row", "pixel"), images.stride(), strict=True))
+    known |= {"height": height, "width": width}
     for (name, jobs), there in zip(made.passes, every, strict=True):
         kernel, planes, options = PASSES[name]
+        given = {key: known[key] for key in kernel.arg_names if key in known}
         count = len(jobs) * (planes * tiles or 1)
-        kernel[(count,)](there, *shared, *rest, **options, BLOCK=BLOCK, enable_fp_fusion=True)
+        kernel[(count,)](jobs=there, **given, **options, enable_fp_fusion=True)
 
 
 def _sent(words: np.ndarray, like: Tensor) -> Tensor:
@@ -78,60 +78,53 @@ def _sent(words: np.ndarray, like: Tensor) -> Tensor:
 
 
 @triton.jit
-def _mean(
-    jobs, table, reals, work, images, batch, channel, row, pixel, means, out, levels, tiles,
-    height, width, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _mean(jobs, table, reals, work, images, batch, channel, row, pixel, height, width):
     """The mean luma of a whole picture, before what its program does from `end` on."""
     jobs += tl.program_id(0) * JOB
-    picture, source, start, end = _job(jobs)
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, height * width, BLOCK):
         lanes = first + tl.arange(0, BLOCK)
         red, green, blue = colors(
-            table + picture * WORDS, reals + picture * WORDS, work, source, start, end,
-            images + picture.to(tl.int64) * batch, channel, row, pixel, means + picture,
-            lanes, height, width,
-        )  # fmt: skip
+            jobs, table, reals, work, images, batch, channel, row, pixel, lanes, height, width
+        )
         total += tl.where(lanes < height * width, luma(red, green, blue), 0.0)
-    tl.store(means + picture, tl.sum(total, 0) / (height * width))
+    tl.store(reals + tl.load(jobs) * WORDS + MEAN, tl.sum(total, 0) / (height * width))
 
 
 @triton.jit
-def _paint(
-    jobs, table, reals, work, images, batch, channel, row, pixel, means, out, levels, tiles,
-    height, width, FINISH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Carry out a part of a picture's program; FINISH: the last part, normalized to the output."""
-    jobs += tl.program_id(0) // tiles * JOB
-    picture, source, start, end = _job(jobs)
-    lanes = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+def _paint(jobs, table, reals, work, images, batch, channel, row, pixel, height, width):
+    """Carry out a part of a picture's program."""
+    jobs, lanes = _block(jobs, height, width)
     red, green, blue = colors(
-        table + picture * WORDS, reals + picture * WORDS, work, source, start, end,
-        images + picture.to(tl.int64) * batch, channel, row, pixel, means + picture,
-        lanes, height, width,
-    )  # fmt: skip
-    if FINISH:
-        red = (red - tl.load(levels)) * tl.load(levels + 3)
-        green = (green - tl.load(levels + 1)) * tl.load(levels + 4)
-        blue = (blue - tl.load(levels + 2)) * tl.load(levels + 5)
-        _store(out, tl.load(jobs + 4), red, green, blue, lanes, height * width)
-    else:
-        _store(work, tl.load(jobs + 4), red, green, blue, lanes, height * width)
+        jobs, table, reals, work, images, batch, channel, row, pixel, lanes, height, width
+    )
+    _store(work, tl.load(jobs + 4), red, green, blue, lanes, height * width)
 
 
 @triton.jit
-def _smooth(
-    jobs, table, reals, work, images, batch, channel, row, pixel, means, out, levels, tiles,
-    height, width, PLANES: tl.constexpr, ACROSS: tl.constexpr, REFLECT: tl.constexpr,
-    GAUSSIAN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Planes smoothed along one axis, the edges repeated or reflected as often as needed."""
+def _finish(jobs, table, reals, work, images, batch, channel, row, pixel, out, norm, height, width):
+    """Carry out the last part of a picture's program, normalized to the output."""
+    jobs, lanes = _block(jobs, height, width)
+    red, green, blue = colors(
+        jobs, table, reals, work, images, batch, channel, row, pixel, lanes, height, width
+    )
+    red = (red - tl.load(norm)) * tl.load(norm + 3)
+    green = (green - tl.load(norm + 1)) * tl.load(norm + 4)
+    blue = (blue - tl.load(norm + 2)) * tl.load(norm + 5)
+    _store(out, tl.load(jobs + 4), red, green, blue, lanes, height * width)
+
+
+@triton.jit
+def _smooth(jobs, table, reals, work, height, width, FIELD: tl.constexpr, ACROSS: tl.constexpr):
+    """Planes smoothed along one axis: two of a field of displacements, whose edges are reflected
+    as often as needed, or three of a picture, whose edges are repeated."""
+    PLANES: tl.constexpr = 2 if FIELD else 3
+    tiles = tl.cdiv(height * width, BLOCK)
     jobs += tl.program_id(0) // (tiles * PLANES) * JOB
     plane = tl.program_id(0) // tiles % PLANES
     lanes = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     size, valid = height * width, lanes < height * width
-    column = tl.load(jobs) * WORDS + GAUSSIAN
+    column = tl.load(jobs) * WORDS + (ELASTIC if FIELD else BLUR)
     spread, half = tl.load(reals + column), tl.load(table + column + 1)
     planes = work + (tl.load(jobs + 1).to(tl.int64) * 3 + plane) * size
     x, y = lanes % width, lanes // width
@@ -139,9 +132,9 @@ def _smooth(
     weights = 0.0
     for offset in range(-half, half + 1):
         if ACROSS:
-            place = y * width + _edge(x + offset, width, REFLECT)
+            place = y * width + _edge(x + offset, width, FIELD)
         else:
-            place = _edge(y + offset, height, REFLECT) * width + x
+            place = _edge(y + offset, height, FIELD) * width + x
         distance = offset / spread
         weight = tl.exp(-0.5 * distance * distance)
         total += weight * tl.load(planes + place, mask=valid, other=0.0)
@@ -151,13 +144,9 @@ def _smooth(
 
 
 @triton.jit
-def _noise(
-    jobs, table, reals, work, images, batch, channel, row, pixel, means, out, levels, tiles,
-    height, width, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _noise(jobs, table, work, height, width):
     """Two planes of noise in (-1, 1), hashed from a picture's seed and the pixel's number."""
-    jobs += tl.program_id(0) // tiles * JOB
-    lanes = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    jobs, lanes = _block(jobs, height, width)
     seed = table + tl.load(jobs) * WORDS + NOISE
     word = _mix((lanes + tl.load(seed)).to(tl.uint32, bitcast=True))
     word = _mix(word ^ tl.load(seed + 1).to(tl.uint32, bitcast=True))
@@ -169,13 +158,9 @@ def _noise(
 
 
 @triton.jit
-def _fetch(
-    jobs, table, reals, work, images, batch, channel, row, pixel, means, out, levels, tiles,
-    height, width, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _fetch(jobs, reals, work, height, width):
     """Pixels from displaced places, bilinear, weighed again with how much of them lay inside."""
-    jobs += tl.program_id(0) // tiles * JOB
-    lanes = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    jobs, lanes = _block(jobs, height, width)
     size, valid = height * width, lanes < height * width
     scale = tl.load(reals + tl.load(jobs) * WORDS + DISPLACEMENT)
     moved = work + tl.load(jobs + 2).to(tl.int64) * 3 * size + lanes
@@ -201,24 +186,27 @@ def _fetch(
 
 
 # How a pass is launched: its kernel, instances a block of pixels (0: one a picture), and options.
-ALONG = {"across": {"ACROSS": True}, "down": {"ACROSS": False}}
-SMOOTH = {"PLANES": 2, "REFLECT": True, "GAUSSIAN": triton_program.ELASTIC.start}
-SOFTEN = {"PLANES": 3, "REFLECT": False, "GAUSSIAN": triton_program.BLUR.start}
-PASSES: dict[str, tuple[Any, int, dict[str, Any]]] = {
+PASSES: dict[str, tuple[Any, int, dict[str, bool]]] = {
     "mean": (_mean, 0, {}),
-    "paint": (_paint, 1, {"FINISH": False}),
-    "finish": (_paint, 1, {"FINISH": True}),
+    "paint": (_paint, 1, {}),
+    "finish": (_finish, 1, {}),
     "noise": (_noise, 1, {}),
     "fetch": (_fetch, 1, {}),
-    **{f"blur {name}": (_smooth, 3, SOFTEN | axis) for name, axis in ALONG.items()},
-    **{f"smooth {name}": (_smooth, 2, SMOOTH | axis) for name, axis in ALONG.items()},
+    "blur across": (_smooth, 3, {"FIELD": False, "ACROSS": True}),
+    "blur down": (_smooth, 3, {"FIELD": False, "ACROSS": False}),
+    "smooth across": (_smooth, 2, {"FIELD": True, "ACROSS": True}),
+    "smooth down": (_smooth, 2, {"FIELD": True, "ACROSS": False}),
 }
 
 
 @triton.jit
-def _job(jobs):
-    """A job's picture, source, first slot and end."""
-    return tl.load(jobs), tl.load(jobs + 1), tl.load(jobs + 2), tl.load(jobs + 3)
+def _block(jobs, height, width):
+    """Where this instance's job stands, and the pixels that are its own."""
+    tiles = tl.cdiv(height * width, BLOCK)
+    return (
+        jobs + tl.program_id(0) // tiles * JOB,
+        tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK),
+    )
 
 
 @triton.jit

@@ -13,13 +13,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from types import ModuleType
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.augment.operation import Operation, Operations
 from equitools.augment.operations import blur, elastic, flip, gray, jitter, rotation, solarize
 
 # Kinds of slots; the first four are numbered as in jitter's order.
@@ -28,12 +28,14 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SOLARIZE, FLIP, ROTATION, NOTHING =
 KINDS, FACTORS, TURN = slice(0, 8), slice(8, 16), slice(16, 22)
 BLUR, ELASTIC = slice(22, 24), slice(24, 26)  # sigma and half the kernel, in pixels
 DISPLACEMENT, NOISE = 26, slice(27, 29)  # pixels for a unit of noise; the two words of its seed
+MEAN = 29  # of the luma, where a pass has found it for contrast
 WORDS, JOB = 32, 8  # of the table and of a pass's jobs; multiples of 16 bytes, as GPUs read
+Size = tuple[int, int]  # height, width
 LIMIT = 1 << 14  # sides in pixels: rotations count in 16.16 fixed point
 
 
 @dataclass
-class Plan:
+class PassPlan:
     """A batch's programs while they are written, and the passes over its pictures.
 
     table: n × WORDS words. passes: their names, and a row of int32 for each picture that they
@@ -68,10 +70,10 @@ class Plan:
 
     def visit(self, name: str, *columns: int | np.ndarray) -> None:
         """One more pass, where there are pictures for it; columns: picture, source, …, target."""
-        found = np.stack(np.broadcast_arrays(*columns), axis=1)
-        if len(found):
-            jobs = np.zeros((len(found), JOB), np.int32)
-            jobs[:, : found.shape[1]] = found
+        rows = np.stack(np.broadcast_arrays(*columns), axis=1)
+        if len(rows):
+            jobs = np.zeros((len(rows), JOB), np.int32)
+            jobs[:, : rows.shape[1]] = rows
             self.passes.append((name, jobs))
 
     def paint(self, name: str, rows: np.ndarray, target: np.ndarray) -> None:
@@ -85,7 +87,7 @@ class Plan:
         self.source[rows], self.start[rows] = target, self.end
 
 
-def can(images: Tensor, operations: Sequence[ModuleType]) -> bool:
+def can(images: Tensor, operations: Operations) -> bool:
     """Does Triton run here, and are operations and pictures (b 3 h w uint8, CUDA) known?"""
     known = all(operation in WRITE for operation in operations)
     once = len(set(operations)) == len(operations)
@@ -101,17 +103,12 @@ def available() -> bool:
     return bool(compiler) and importlib.util.find_spec("triton") is not None
 
 
-def plan(
-    parameters: Sequence[Tensor],
-    operations: Sequence[ModuleType],
-    count: int,
-    size: tuple[int, int],
-) -> Plan:
+def plan(parameters: Sequence[Tensor], operations: Operations, count: int, size: Size) -> PassPlan:
     """The programs of `count` pictures of size (height, width), and the passes they need.
 
     parameters: count k float64 of each operation, in the order of carrying out.
     """
-    made = Plan(np.zeros((count, WORDS), np.int32))
+    made = PassPlan(np.zeros((count, WORDS), np.int32))
     for operation, p in zip(operations, parameters, strict=True):
         WRITE[operation](made, p.numpy(), size)
     everything = np.arange(count)
@@ -119,17 +116,17 @@ def plan(
     return made
 
 
-def _flip(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
-    made.append(FLIP, p[:, 0] != 0, 0)
+def _switch(kind: int, made: PassPlan, p: np.ndarray, size: Size) -> None:
+    made.append(kind, p[:, 0] != 0, 0)
 
 
-def _rotation(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
-    made.append(ROTATION, p[:, 0] != 0, 0)
+def _rotation(made: PassPlan, p: np.ndarray, size: Size) -> None:
+    _switch(ROTATION, made, p, size)
     looked_up = rotation.coefficients(torch.from_numpy(p), *size)
     made.table[:, TURN] = looked_up.flatten(1).numpy()
 
 
-def _jitter(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _jitter(made: PassPlan, p: np.ndarray, size: Size) -> None:
     order = p[:, 4:].astype(np.int64)
     factors = np.take_along_axis(p[:, :4], order, axis=1)
     acts = factors != np.array(jitter.IDENTITY)[order]
@@ -139,21 +136,17 @@ def _jitter(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
         made.append(order[:, slot], acts[:, slot], factors[:, slot])
 
 
-def _gray(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
-    made.append(GRAY, p[:, 0] != 0, 0)
-
-
-def _solarize(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _solarize(made: PassPlan, p: np.ndarray, size: Size) -> None:
     made.append(SOLARIZE, p[:, 0] < 1, p[:, 0])
 
 
-def _gaussian(made: Plan, columns: slice, sigma: np.ndarray, half: np.ndarray) -> None:
+def _gaussian(made: PassPlan, columns: slice, sigma: np.ndarray, half: np.ndarray) -> None:
     # A sigma of 0 has one tap, whose weight must not be 0 / 0.
     made.floats(columns)[:, 0] = np.maximum(sigma, 1e-4)
     made.table[:, columns.start + 1] = half
 
 
-def _blur(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _blur(made: PassPlan, p: np.ndarray, size: Size) -> None:
     half = np.floor(4 * p[:, 0].astype(np.float32))
     _gaussian(made, BLUR, p[:, 0], half)
     rows = (half > 0).nonzero()[0]
@@ -163,7 +156,7 @@ def _blur(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.visit("blur down", rows, there, 0, 0, here)
 
 
-def _elastic(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
+def _elastic(made: PassPlan, p: np.ndarray, size: Size) -> None:
     half = np.where(p[:, 1] > 0, (8 * p[:, 1] + 1).astype(np.int64) // 2, 0)
     _gaussian(made, ELASTIC, p[:, 1], half)
     made.floats(DISPLACEMENT)[:] = p[:, 0] / 2
@@ -178,12 +171,12 @@ def _elastic(made: Plan, p: np.ndarray, size: tuple[int, int]) -> None:
     made.source[rows] = there
 
 
-WRITE: dict[ModuleType, Callable[[Plan, np.ndarray, tuple[int, int]], None]] = {
-    flip: _flip,
+WRITE: dict[Operation, Callable[[PassPlan, np.ndarray, Size], None]] = {
+    flip: partial(_switch, FLIP),
     rotation: _rotation,
     elastic: _elastic,
     jitter: _jitter,
-    gray: _gray,
+    gray: partial(_switch, GRAY),
     blur: _blur,
     solarize: _solarize,
 }

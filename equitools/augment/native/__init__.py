@@ -22,17 +22,17 @@ def library() -> ctypes.CDLL | None:
         path = Path(__file__).with_name("_native" + suffix)
         if path.exists():
             try:
-                found = ctypes.CDLL(str(path))
+                built = ctypes.CDLL(str(path))
             except OSError:
                 return None
             # An editable installation may have new Python beside an old build.
-            same = getattr(found, "interface", None) and found.interface() == INTERFACE
-            return _declared(found) if same else None
+            same = getattr(built, "interface", None) and built.interface() == INTERFACE
+            return _declared(built) if same else None
     return None
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    found.finish.argtypes = [*[POINTER] * 4, INT, POINTER, *[INT] * 4, POINTER, POINTER]
-    found.crop.argtypes = [POINTER, INT, INT, POINTER, INT, INT, POINTER]
-    found.resize_part.argtypes = [POINTER, *[INT] * 9, POINTER]
-    return found
+def _declared(built: ctypes.CDLL) -> ctypes.CDLL:
+    built.finish.argtypes = [*[POINTER] * 4, INT, POINTER, *[INT] * 4, POINTER, POINTER]
+    built.crop.argtypes = [POINTER, INT, INT, POINTER, INT, INT, POINTER]
+    built.resize_part.argtypes = [POINTER, *[INT] * 9, POINTER]
+    return built

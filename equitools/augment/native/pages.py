@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +27,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
 
 
 @cache
-def _advise() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        found = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return found
+def _advise() -> Callable[[int, int, int], int] | None:
+    linux = sys.platform.startswith("linux")
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if linux else None
+    if advise is not None:
+        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return advise

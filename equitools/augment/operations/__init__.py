@@ -1,29 +1,23 @@
-"""The menu of operations: what is imported here is a name in a recipe's views.
+"""The menu of operations: what is imported here is a name in a recipe's views."""
 
-An operation is a module with `draw` (uniforms → parameters), `apply` (pictures, parameters), and
-where it has them `matrix` and `delta`.
-"""
+# ruff: noqa: F401
+from __future__ import annotations
 
 from types import ModuleType
+from typing import cast
 
-from equitools.augment.operations import (
-    blur,
-    crop,
-    elastic,
-    flip,
-    gray,
-    jitter,
-    rotation,
-    solarize,
-)
+from equitools.augment.operation import Operation
+from equitools.augment.operations import blur, crop, elastic, flip, gray, jitter, rotation, solarize
 
-__all__ = ["blur", "crop", "elastic", "flip", "gray", "jitter", "menu", "rotation", "solarize"]
+Menu = dict[str, Operation]
 
 
-def menu() -> dict[str, ModuleType]:
+def menu() -> Menu:
     """Every module of this namespace that can draw and apply parameters, by name."""
-    return {
-        name: thing
-        for name, thing in sorted(globals().items())
-        if isinstance(thing, ModuleType) and hasattr(thing, "COLUMNS")
-    }
+    modules = {name: one for name, one in sorted(globals().items()) if isinstance(one, ModuleType)}
+    return {name: cast(Operation, one) for name, one in modules.items() if hasattr(one, "COLUMNS")}
+
+
+def in_order(menu: Menu) -> list[str]:
+    """The names of operations as they are carried out where a recipe says no order."""
+    return sorted(menu, key=lambda name: (menu[name].PLACE, name))

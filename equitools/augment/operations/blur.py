@@ -8,15 +8,28 @@ levels from PIL's on average on photos.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from equitools.augment.checks import interval, probability
+
 NAMES = ("sigma",)
 IDENTITY = (0.0,)
 COLUMNS = slice(35, 37)
+SCOPE, PLACE, MOVES = "group", 60, False
+
+DEFAULTS = {"global": [1.0, 0.1]}  # of DINO
+
+
+def of_group(
+    where: str, *, blur: float | list[float] = 0.5, sigma: tuple[float, float] = (0.1, 2.0)
+) -> dict[str, Any]:
+    """blur: the probability. sigma: its range, in pixels of the view."""
+    return {"p": probability(blur, f"{where}.blur"), "sigma": interval(sigma, f"{where}.sigma")}
 
 
 def draw(
@@ -32,9 +45,8 @@ def apply(image: Tensor, p: Tensor) -> Tensor:
     batch, channels, height, width = image.shape
     taps = kernels(p[:, 0].float().cpu()).to(image).repeat_interleave(channels, dim=0)
     half = taps.shape[1] // 2
-    planes = F.pad(image, [half] * 4, mode="replicate").view(
-        1, batch * channels, -1, width + 2 * half
-    )
+    padded = F.pad(image, [half] * 4, mode="replicate")
+    planes = padded.view(1, batch * channels, -1, width + 2 * half)
     planes = F.conv2d(planes, taps[:, None, None, :], groups=len(taps))
     planes = F.conv2d(planes, taps[:, None, :, None], groups=len(taps))
     return planes.view(batch, channels, height, width)

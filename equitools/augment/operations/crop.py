@@ -16,12 +16,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools.augment import native
+from equitools.augment.checks import interval
 
 NAMES = ("top", "left", "height", "width")
 IDENTITY = (0.0, 0.0, 1.0, 1.0)
 COLUMNS = slice(0, 24)
+SCOPE, PLACE, MOVES = "group", 0, True
 ATTEMPTS = 10
+Range = Sequence[float]
+Window = tuple[int, int, int, int]  # top, left, height, width
+RATIO = (3 / 4, 4 / 3)
+DEFAULTS = {"local": [0.05, 0.4]}  # of DINO
 PLAIN = False  # without the instructions that some processors lack, for comparison
+
+
+def of_group(
+    where: str, *, crop: tuple[float, float] = (0.4, 1.0), ratio: tuple[float, float] = RATIO
+) -> dict[str, Range]:
+    """crop: share of the image's area. ratio: width over height of the window."""
+    scale = interval(crop, f"{where}.crop", most=1)
+    return {"scale": scale, "ratio": interval(ratio, f"{where}.ratio")}
 
 
 def draw(
@@ -29,37 +43,31 @@ def draw(
     height: int,
     width: int,
     *,
-    scale: Sequence = (0.08, 1.0),
-    ratio: Sequence = (3 / 4, 4 / 3),
+    scale: Range = (0.08, 1.0),
+    ratio: Range = RATIO,
 ) -> np.ndarray:
-    """Windows in fractions of an image of height × width pixels.
+    """Windows in fractions of an image of height × width pixels, from uniforms n × 24.
 
-    uniforms: n × 24; scale and ratio: (low, high) for all, or a list of one pair for each row.
     Returns n × 4 (top, left, height, width), whole pixels once multiplied by the image's size.
     """
-    pixels = place(uniforms, height, width, scale=scale, ratio=ratio)
+    count = len(uniforms)
+    pixels = place(uniforms, height, width, scale=[scale] * count, ratio=[ratio] * count)
     return pixels / (height, width, height, width)
 
 
 def place(
-    uniforms: np.ndarray, height: int, width: int, *, scale: Sequence, ratio: Sequence
+    uniforms: np.ndarray, height: int, width: int, *, scale: Sequence[Range], ratio: Sequence[Range]
 ) -> np.ndarray:
-    """The windows of `draw` in pixels, n × 4 int32."""
-    rows = uniforms.tolist()
-    scales, ratios = (
-        pair if isinstance(pair[0], Sequence) else [pair] * len(rows) for pair in (scale, ratio)
-    )
-    found = [
-        _window(row, height, width, *pairs)
-        for row, *pairs in zip(rows, scales, ratios, strict=True)
-    ]
-    return np.array(found, np.int32).reshape(-1, 4)
+    """The windows of `draw` in pixels, n × 4 int32; scale and ratio: of each."""
+    rows = zip(uniforms.tolist(), scale, ratio, strict=True)
+    windows = [_window(row, height, width, *ranges) for row, *ranges in rows]
+    return np.array(windows, np.int32).reshape(-1, 4)
 
 
-def _window(
-    u: list[float], height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
-) -> tuple[int, int, int, int]:
+def _window(u: list[float], height: int, width: int, scale: Range, ratio: Range) -> Window:
     """One window in pixels. Plain Python: a sample has a handful, and arrays would cost more."""
+    # The crops of a probe's training (features/transform.py) have this law too, but torchvision
+    # draws them from torch's generator: published numbers depend on it.
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
     for i in range(ATTEMPTS):
         target = area * (scale[0] + (scale[1] - scale[0]) * u[i])
@@ -90,14 +98,13 @@ def take(image: np.ndarray, windows: np.ndarray, sizes: Sequence[int]) -> np.nda
     wanted = np.empty((len(windows), 5), np.int32)
     wanted[:, :4], wanted[:, 4] = windows, sizes
     out = np.empty(3 * sum(size * size for size in sizes), np.uint8)
-    found = native.library()
-    if found is None:
+    library = native.library()
+    if library is None:
         _interpolate(image, wanted, out)
         return out
     pointers = image.ctypes.data, wanted.ctypes.data, out.ctypes.data
-    failed = found.crop(pointers[0], height, width, pointers[1], len(wanted), PLAIN, pointers[2])
-    if failed:
-        raise (MemoryError, ValueError)[failed - 1](f"cannot crop a picture of {height}×{width}")
+    failed = library.crop(pointers[0], height, width, pointers[1], len(wanted), PLAIN, pointers[2])
+    _raise(failed, f"cannot crop a picture of {height}×{width}")
     return out
 
 
@@ -107,16 +114,20 @@ def part(
     """The square from (top, left) of an image h w 3 uint8 resized to tall × wide, size size 3, by
     the compiled bicubic or linear filter: nothing else of it is computed. torch's values to the
     bit. None where it was not built. Raises ValueError for a square that is not inside."""
-    found = native.library()
-    if found is None:
+    library = native.library()
+    if library is None:
         return None
     image = np.ascontiguousarray(image)
     out = np.empty((size, size, 3), np.uint8)
     numbers = (*image.shape[:2], tall, wide, top, left, size, int(linear), PLAIN)
-    failed = found.resize_part(image.ctypes.data, *numbers, out.ctypes.data)
-    if failed:
-        raise (MemoryError, ValueError)[failed - 1](f"cannot cut {size} px of {tall}×{wide}")
+    failed = library.resize_part(image.ctypes.data, *numbers, out.ctypes.data)
+    _raise(failed, f"cannot cut {size} px of {tall}×{wide}")
     return out
+
+
+def _raise(failed: int, what: str) -> None:
+    if failed:
+        raise (MemoryError, ValueError)[failed - 1](what)
 
 
 def _interpolate(image: np.ndarray, wanted: np.ndarray, out: np.ndarray) -> None:

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from equitools.augment import geometry
+
 NAMES = ("alpha",)
 IDENTITY = (0.0,)
 COLUMNS = slice(26, 28)
+SCOPE, PLACE, MOVES = "views", 30, True
 
 
 def draw(
@@ -34,18 +37,11 @@ def apply(image: Tensor, p: Tensor) -> Tensor:
     """Pictures b c h w, floats, each deformed by its own field (b 3: alpha, sigma, seed)."""
     height, width = image.shape[-2:]
     noise = hashed(p[:, 2], height, width, image.device).to(image.dtype)
-    where = field(noise, p[:, 0], p[:, 1]) + _rest(height, width, image)
+    where = field(noise, p[:, 0], p[:, 1]) + geometry.centers(height, width, image)
     # torchvision weighs what it has sampled once more with how much of it lay inside.
     inside = image.new_ones(len(image), 1, height, width)
     out = F.grid_sample(torch.cat((image, inside), 1), where, align_corners=False)
     return out[:, :-1] * out[:, -1:]
-
-
-def _rest(height: int, width: int, like: Tensor) -> Tensor:
-    """Where each pixel is fetched from when nothing moves, h w 2 (x, y)."""
-    y = (torch.arange(height, dtype=like.dtype, device=like.device) * 2 + 1) / height - 1
-    x = (torch.arange(width, dtype=like.dtype, device=like.device) * 2 + 1) / width - 1
-    return torch.stack(torch.broadcast_tensors(x, y[:, None]), dim=-1)
 
 
 def field(noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -6,9 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.augment.checks import probability
+
 NAMES = ("flip",)
 IDENTITY = (0.0,)
 COLUMNS = slice(24, 25)
+SCOPE, PLACE, MOVES = "group", 10, True
+
+
+def of_group(where: str, *, flip: float = 0.5) -> dict[str, float]:
+    """flip: the probability."""
+    return {"p": probability(flip, f"{where}.flip")}
 
 
 def draw(uniforms: np.ndarray, *, p: float = 0.5) -> np.ndarray:

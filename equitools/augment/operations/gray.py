@@ -6,11 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.augment.checks import probability
 from equitools.augment.color import luma
 
 NAMES = ("gray",)
 IDENTITY = (0.0,)
 COLUMNS = slice(34, 35)
+SCOPE, PLACE, MOVES = "group", 50, False
+
+
+def of_group(where: str, *, gray: float = 0.2) -> dict[str, float]:
+    """gray: the probability."""
+    return {"p": probability(gray, f"{where}.gray")}
 
 
 def draw(uniforms: np.ndarray, *, p: float = 0.2) -> np.ndarray:

@@ -18,13 +18,28 @@ import torch
 from torch import Tensor
 
 from equitools.augment import color
+from equitools.augment.checks import probability
+from equitools.core.errors import UsageError
+from equitools.manifest import schema
 
 NAMES = ("brightness", "contrast", "saturation", "hue", "first", "second", "third", "fourth")
 IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0)
 COLUMNS = slice(28, 34)
+SCOPE, PLACE, MOVES = "group", 40, False
 TILE = 96 << 10  # pixels
 LARGE = 128 * 128  # pixels
 ORDERS = np.array(list(permutations(range(4))), dtype=np.float64)
+
+
+def of_group(where: str, *, jitter: dict | None = None) -> dict[str, float]:
+    """jitter: p and the strengths, as `draw` has them."""
+    knobs = schema.knobs(draw, jitter or {}, f"{where}.jitter")
+    probability(knobs["p"], f"{where}.jitter.p")
+    for name, limit in zip(NAMES[:4], (np.inf, np.inf, np.inf, 0.5), strict=True):
+        if not 0 <= knobs[name] <= limit:
+            path = f"{where}.jitter.{name}"
+            raise UsageError(f"{path} is {knobs[name]:g}; it must be in [0, {limit:g}]")
+    return knobs
 
 
 def draw(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 NAMES = ("degrees",)
 IDENTITY = (0.0,)
 COLUMNS = slice(25, 26)
+SCOPE, PLACE, MOVES = "views", 20, True
 
 
 def draw(uniforms: np.ndarray, *, degrees: float = 90.0) -> np.ndarray:

@@ -6,9 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.augment.checks import probability
+
 NAMES = ("threshold",)
 IDENTITY = (1.0,)
 COLUMNS = slice(37, 38)
+SCOPE, PLACE, MOVES = "group", 70, False
+
+DEFAULTS = {"global": [0.0, 0.2]}  # of DINO
+
+
+def of_group(where: str, *, solarize: float | list[float] = 0.0) -> dict[str, float | list[float]]:
+    """solarize: the probability."""
+    return {"p": probability(solarize, f"{where}.solarize")}
 
 
 def draw(uniforms: np.ndarray, *, p: float = 0.2, threshold: float = 128 / 255) -> np.ndarray:

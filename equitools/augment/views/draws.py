@@ -11,150 +11,120 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from equitools.augment import grid, rng
 from equitools.augment.engines import Parameters
-from equitools.augment.operations import crop
+from equitools.augment.operations import Menu, crop
 from equitools.augment.views import groups, layout
-from equitools.augment.views.layout import Part, ViewPlan
-from equitools.augment.views.settings import OF_GROUPS, knobs_of
+from equitools.augment.views.groups import Group
+from equitools.augment.views.layout import ViewBatch, ViewPlan
+from equitools.augment.views.settings import groups_of, knobs_of, used
+
+Array = np.ndarray
 
 
 class Draws:
     """The random numbers of resolved `views`.
 
-    views lists what is made of a sample, parts says which views are worked on together, and order
-    how the crops of a sample follow one another when it is inside or outside the portion. grids
-    are the groups with `portion` by name, and portion their share of the batch, or None; a share of
-    1 leaves no sample for the views that they replace, and those parts out.
+    views lists what is made of a sample, batches says which views are worked on together, and order
+    how the crops of a sample follow one another when it is inside or outside the portion.
+    operations are those that the settings use, in the order of carrying out. grids are the groups
+    with `portion` by name, and portion their share of the batch, or None; a share of 1 leaves no
+    sample for the views that they replace, and no batch.
     """
 
-    def __init__(self, resolved: dict[str, Any], operations: dict[str, Any]) -> None:
-        self.settings, self.operations = resolved, operations
-        given = {k: v for k, v in resolved.items() if isinstance(v, dict) and k not in operations}
+    def __init__(self, settings: dict[str, Any], menu: Menu) -> None:
+        self.operations = {name: menu[name] for name in used(settings, menu)}
+        given = groups_of(settings, menu)
         self.views = [
             ViewPlan(name, group["size"], i, groups.replaced(group))
             for name, group in given.items()
             for i in range(group["count"])
         ]
-        self.knobs = [self._knobs(given[v.group], v) for v in self.views]
+        shared = [name for name, one in self.operations.items() if one.SCOPE == "views"]
+        of_all = {name: knobs_of(menu[name], settings[name]) for name in shared}
+        self.knobs = [
+            of_all | groups.draw_knobs(given[view.group], view.index, self.operations)
+            for view in self.views
+        ]
         self.grids = {name: group for name, group in given.items() if "portion" in group}
         self.portion = next((group["portion"] for group in self.grids.values()), None)
-        self.parts = {
-            name: part
-            for name, part in layout.parts(self.views).items()
-            if part.inside is not False or self.portion != 1
-        }
-        self.order = {inside: layout.order(self.parts, inside) for inside in (False, True)}
-        of_views = [given[view.group] for view in self.views]
-        self._scale = [group["crop"] for group in of_views]
-        self._ratio = [group["ratio"] for group in of_views]
-
-    def _knobs(self, group: dict[str, Any], view: ViewPlan) -> dict[str, dict[str, Any]]:
-        """Keyword arguments of each operation's draw for one view; none where it never acts."""
-
-        def own(value: Any) -> Any:
-            return value[view.index] if isinstance(value, list) else value
-
-        found = {
-            "flip": {"p": group["flip"]},
-            "jitter": group["jitter"],
-            "gray": {"p": group["gray"]},
-            "blur": {"p": own(group["blur"]), "sigma": group["sigma"]},
-            "solarize": {"p": own(group["solarize"])},
-        }
-        for name, operation in self.operations.items():
-            if name not in OF_GROUPS and self.settings[name] is not None:
-                found[name] = knobs_of(operation, self.settings[name])
-        return found
+        self.batches = layout.batches(self.views, alone=self.portion == 1)
+        self.order = {inside: layout.order(self.batches, inside) for inside in (False, True)}
 
     def sample(
         self, height: int, width: int, key: str, seed: int, epoch: int, inside: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Array, Array]:
         """The uniforms of a sample's views, and in pixels the windows of those that it has."""
         uniforms = rng.uniforms(seed, epoch, key, rows=len(self.views))
         if self.portion is None:
-            places = {"scale": self._scale, "ratio": self._ratio}
-            return uniforms, crop.place(uniforms[:, crop.COLUMNS], height, width, **places)
+            return uniforms, self._place(uniforms, self.knobs, height, width)
         chosen = self.order[inside].views
-        places = {
-            "scale": [self._scale[v] for v in chosen],
-            "ratio": [self._ratio[v] for v in chosen],
-        }
         windows = np.zeros((len(self.views), 4), np.int32)
-        windows[chosen] = crop.place(uniforms[chosen, crop.COLUMNS], height, width, **places)
+        knobs = [self.knobs[view] for view in chosen]
+        windows[chosen] = self._place(uniforms[chosen], knobs, height, width)
         whole = {name for name, group in self.grids.items() if group["whole"]}
         windows[[view.group in whole for view in self.views]] = (0, 0, height, width)
         return uniforms, windows
 
+    @staticmethod
+    def _place(uniforms: Array, knobs: list[Group], height: int, width: int) -> Array:
+        scale, ratio = ([own["crop"][key] for own in knobs] for key in ("scale", "ratio"))
+        return crop.place(uniforms[:, crop.COLUMNS], height, width, scale=scale, ratio=ratio)
+
     def batch(
-        self,
-        uniforms: np.ndarray,
-        windows: np.ndarray,
-        inside: Sequence[bool],
-        seed: int,
-        step: int,
+        self, uniforms: Array, windows: Array, inside: Sequence[bool], seed: int, step: int
     ) -> dict[str, dict[str, Any]]:
-        """Each part's `parameters`; its `rows`, and the shapes of its `grid`, where it has them.
+        """Each batch's `parameters`; its `rows`, and the shapes of its `grid`, where it has them.
 
         uniforms v b WIDTH, windows v b 4 in fractions of the picture; inside: b, in the portion?
         """
-        return {
-            name: self._part(part, uniforms, windows, inside, seed, step)
-            for name, part in self.parts.items()
-        }
+        drawn: dict[str, dict[str, Any]] = {}
+        for name, batch in self.batches.items():
+            if batch.inside is None:
+                drawn[name] = {"parameters": self._parameters(batch, uniforms, windows)}
+                continue
+            rows = batch.rows(inside)
+            parameters = self._parameters(batch, uniforms[:, rows], windows[:, rows])
+            drawn[name] = {"rows": torch.tensor(rows, dtype=torch.int64), "parameters": parameters}
+            if batch.inside:
+                shapes = self._shapes(batch, seed, step)
+                parameters["grid"] = self._grid(batch, uniforms[:, rows], shapes)
+                drawn[name]["grid"] = torch.tensor(shapes)
+        return drawn
 
-    def _part(
-        self,
-        part: Part,
-        uniforms: np.ndarray,
-        windows: np.ndarray,
-        inside: Sequence[bool],
-        seed: int,
-        step: int,
-    ) -> dict[str, Any]:
-        if part.inside is None:
-            return {"parameters": self._parameters(part, uniforms, windows)}
-        rows = part.rows(inside)
-        uniforms, windows = uniforms[:, rows], windows[:, rows]
-        parameters = self._parameters(part, uniforms, windows)
-        found = {"rows": torch.tensor(rows, dtype=torch.int64), "parameters": parameters}
-        if part.inside:
-            group = self.of(part)
-            shapes = self._shapes(part, seed, step)
-            moves = [grid.moves(uniforms[view][:, grid.OF_SAMPLES]) for view in part.members]
-            if group["complement"]:
-                moves[1::2] = [1 - one for one in moves[: len(moves) // 2 * 2 : 2]]
-            parameters["grid"] = torch.cat(list(map(grid.parameters, moves, shapes)))
-            found["grid"] = torch.tensor(shapes)
-        return found
+    def of(self, batch: ViewBatch) -> Group:
+        """The group whose views are a batch inside the portion."""
+        return self.grids[self.views[batch.members[0]].group]
 
-    def of(self, part: Part) -> dict[str, Any]:
-        """The group whose views are a part inside the portion."""
-        return self.grids[self.views[part.members[0]].group]
+    def _grid(self, batch: ViewBatch, uniforms: Array, shapes: list[grid.Shape]) -> Tensor:
+        """The parameters of the grids of a batch's views, vb 5."""
+        moves = [grid.moves(uniforms[view][:, grid.OF_SAMPLES]) for view in batch.members]
+        if self.of(batch)["complement"]:
+            moves[1::2] = [1 - one for one in moves[: len(moves) // 2 * 2 : 2]]
+        return torch.cat(list(map(grid.parameters, moves, shapes)))
 
-    def _shapes(self, part: Part, seed: int, step: int) -> list[grid.Shape]:
-        """The grids of a part's views in a step."""
-        group, views = self.of(part), sum(view.replaces is None for view in self.views)
+    def _shapes(self, batch: ViewBatch, seed: int, step: int) -> list[grid.Shape]:
+        """The grids of a batch's views in a step."""
+        group, views = self.of(batch), sum(view.replaces is None for view in self.views)
         knobs = {"area": group["area"], "aspect": group["aspect"]}
-        cells = [group["size"] / group["patch"]] * len(part.members)
-        return grid.shapes(seed, step, cells, first=part.members[0] - views, **knobs)
+        cells = [group["size"] / group["patch"]] * len(batch.members)
+        return grid.shapes(seed, step, cells, first=batch.members[0] - views, **knobs)
 
-    def _parameters(self, part: Part, uniforms: np.ndarray, windows: np.ndarray) -> Parameters:
-        """Parameters of every operation, view by view, float64: the identity where it is off."""
-        crops = [windows[part.source(view, "crop")] for view in part.members]
-        found = {"crop": torch.from_numpy(np.concatenate(crops))}
+    def _parameters(self, batch: ViewBatch, uniforms: Array, windows: Array) -> Parameters:
+        """Parameters vb k float64 of operations, view by view; the identity where one is off."""
+        crops = [windows[batch.source(view, moves=True)] for view in batch.members]
+        parameters = {"crop": torch.from_numpy(np.concatenate(crops))}
         for name, operation in self.operations.items():
             if name == "crop":
                 continue
-            rows = [
-                operation.draw(
-                    uniforms[part.source(view, name)][:, operation.COLUMNS],
-                    **self.knobs[view][name],
-                )
-                if name in self.knobs[view] and name in self.settings["order"]
-                else np.tile(np.array(operation.IDENTITY), (uniforms.shape[1], 1))
-                for view in part.members
-            ]
-            found[name] = torch.from_numpy(np.concatenate(rows))
-        return found
+            rows = []
+            for view in batch.members:
+                own = uniforms[batch.source(view, operation.MOVES)][:, operation.COLUMNS]
+                if name in self.knobs[view]:
+                    rows.append(operation.draw(own, **self.knobs[view][name]))
+                else:
+                    rows.append(np.tile(np.array(operation.IDENTITY), (len(own), 1)))
+            parameters[name] = torch.from_numpy(np.concatenate(rows))
+        return parameters

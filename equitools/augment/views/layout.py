@@ -1,8 +1,8 @@
-"""Views in parts: those of one size and of the same samples are cropped and worked on together.
+"""Views in batches: those of one size and of the same samples are cropped and worked on together.
 
 A sample outside a portion has the global views, a sample inside it the one crop that the views in
 their place share; other views can be replaced as well, by stand-ins that share a crop in pairs.
-Both samples have all views that nothing replaces. Without a portion there is a part for each size.
+Both samples have all views that nothing replaces. Without a portion there is a batch for each size.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from torch.utils.data import get_worker_info
 
 from equitools.augment.native import pages
 
-# What moves pixels is drawn once for views that share a crop: they show one picture.
-SHARED = ("crop", "flip", "rotation", "elastic")
-
 
 @dataclass(frozen=True)
 class ViewPlan:
@@ -34,7 +31,7 @@ class ViewPlan:
 
 
 @dataclass(frozen=True)
-class Part:
+class ViewBatch:
     """Numbers of the views of one size, and which samples have them: those inside a portion
     (True), those outside (False), or all (None). shared: how many views in a row show one crop."""
 
@@ -53,13 +50,12 @@ class Part:
         """What a sample's crops take."""
         return 3 * self.size * self.size * len(self.cropped)
 
-    def source(self, view: int, operation: str) -> int:
+    def source(self, view: int, moves: bool) -> int:
         """The view whose random numbers an operation reads for a view."""
-        if operation not in SHARED:
-            return view
-        return view - self.members.index(view) % self.shared
+        # What moves pixels is drawn once for views that share a crop: they show one picture.
+        return view - self.members.index(view) % self.shared if moves else view
 
-    def shown(self, crops: Tensor) -> Tensor:
+    def repeated(self, crops: Tensor) -> Tensor:
         """The crops of `cropped`, first dimension, as those of `members`."""
         return crops.unsqueeze(1).expand(-1, self.shared, *crops.shape[1:]).flatten(0, 1)
 
@@ -68,35 +64,32 @@ class Part:
         return [i for i, one in enumerate(inside) if self.inside in (None, one)]
 
 
-def parts(views: Sequence[ViewPlan]) -> dict[str, Part]:
-    """The parts by name: "224", and "224 outside" and "224 inside" where there is a portion; "96
-    inside for local" where other views than the global ones are replaced.
+def batches(views: Sequence[ViewPlan], alone: bool = False) -> dict[str, ViewBatch]:
+    """The batches by name: "224", and "224 outside" and "224 inside" where there is a portion; "96
+    inside for local" where other views than the global ones are replaced. alone: none outside.
 
     Views that stand in for global ones have one crop for all of them, others one for each pair.
     """
     replaced = {view.replaces for view in views}
-    found: dict[tuple[int, bool | None, str | None], list[int]] = {}
+    members: dict[tuple[int, bool | None, str | None], list[int]] = {}
     for number, view in enumerate(views):
         inside = True if view.replaces else (False if view.group in replaced else None)
-        found.setdefault((view.size, inside, view.replaces), []).append(number)
+        if inside is not False or not alone:
+            members.setdefault((view.size, inside, view.replaces), []).append(number)
     made = {}
-    for (size, inside, replaces), own in found.items():
+    for (size, inside, replaces), own in members.items():
+        name = str(size) + {None: "", False: " outside", True: " inside"}[inside]
+        name += f" for {replaces}" if replaces not in (None, "global") else ""
         shared = {None: 1, "global": len(own)}.get(replaces, 2)
-        made[f"{size}{_suffix(inside, replaces)}"] = Part(size, tuple(own), inside, shared)
+        made[name] = ViewBatch(size, tuple(own), inside, shared)
     return made
-
-
-def _suffix(inside: bool | None, replaces: str | None) -> str:
-    if replaces not in (None, "global"):
-        return f" inside for {replaces}"
-    return {None: "", False: " outside", True: " inside"}[inside]
 
 
 @dataclass(frozen=True)
 class Order:
     """The crops of a sample inside or outside a portion, as they follow one another in memory.
 
-    views and sides: of each crop. starts: the first byte of each part.
+    views and sides: of each crop. starts: the first byte of each batch.
     """
 
     views: list[int]
@@ -104,15 +97,15 @@ class Order:
     starts: dict[str, int]
 
 
-def order(parts: dict[str, Part], inside: bool) -> Order:
+def order(batches: dict[str, ViewBatch], inside: bool) -> Order:
     """The order of a sample's crops."""
     made, end = Order([], [], {}), 0
-    for name, part in parts.items():
-        if part.inside in (None, inside):
-            made.views.extend(part.cropped)
-            made.sides.extend([part.size] * len(part.cropped))
+    for name, batch in batches.items():
+        if batch.inside in (None, inside):
+            made.views.extend(batch.cropped)
+            made.sides.extend([batch.size] * len(batch.cropped))
             made.starts[name] = end
-            end += part.bytes
+            end += batch.bytes
     return made
 
 

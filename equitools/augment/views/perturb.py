@@ -14,12 +14,13 @@ from torch import Tensor
 
 from equitools.augment import rng
 from equitools.augment.engines import carry_out
+from equitools.augment.operations import Menu
 from equitools.augment.views.settings import knobs_of
 from equitools.core.errors import UsageError
 from equitools.manifest import schema
 
 
-def resolve(settings: dict[str, Any], operations: dict[str, Any], where: str) -> dict[str, Any]:
+def resolve(settings: dict[str, Any], operations: Menu, where: str) -> dict[str, Any]:
     """Operations with their knobs, every default written back; the order is kept.
 
     settings: {operation: a mapping of knobs, its main knob as a number, or null (left out)}. The
@@ -33,27 +34,23 @@ def resolve(settings: dict[str, Any], operations: dict[str, Any], where: str) ->
         if given is None:
             continue
         knobs = {} if given is True else knobs_of(operation, given)
-        always = {"p": 1.0} if "p" in operation.draw.__kwdefaults__ else {}
+        always = {"p": 1.0} if "p" in schema.own_knobs(operation.draw) else {}
         filled[name] = schema.knobs(operation.draw, {**always, **knobs}, f"{where}.{name}")
     return filled
 
 
 def draw(
-    settings: dict[str, Any],
-    operations: dict[str, Any],
-    sample_keys: Sequence[str],
-    seed: int,
-    number: int = 0,
+    settings: dict[str, Any], operations: Menu, keys: Sequence[str], seed: int, number: int = 0
 ) -> dict[str, Tensor]:
     """Parameters {operation: b k} float64 of resolved settings, for each key and pass number."""
-    rows = np.concatenate([rng.uniforms("perturb", seed, number, key) for key in sample_keys])
+    rows = np.concatenate([rng.uniforms("perturb", seed, number, key) for key in keys])
     return {
         name: torch.from_numpy(operations[name].draw(rows[:, operations[name].COLUMNS], **knobs))
         for name, knobs in settings.items()
     }
 
 
-def apply(images: Tensor, parameters: dict[str, Tensor], operations: dict[str, Any]) -> Tensor:
+def apply(images: Tensor, parameters: dict[str, Tensor], operations: Menu) -> Tensor:
     """Carry out parameters in their order: b 3 h w uint8 or floats in [0, 1] → floats."""
     chosen = {name: operations[name] for name in parameters}
     return carry_out(images[None], parameters, chosen, mean=(0, 0, 0), std=(1, 1, 1))

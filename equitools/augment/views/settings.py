@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from equitools.augment.checks import probability
 from equitools.augment.normalize import MEAN, STD
-from equitools.augment.views import groups as views_groups
-from equitools.augment.views.groups import probability, resolve_portions, stands_in
+from equitools.augment.operation import Operation
+from equitools.augment.operations import Menu, in_order
+from equitools.augment.views import groups
+from equitools.augment.views.groups import Group
 from equitools.core.errors import UsageError
 from equitools.manifest import schema
 
 WHAT = "setting in recipe.views"
 COMMON = ("order", "apply", "mean", "std")
-DEFAULT_ORDER = ("crop", "flip", "rotation", "elastic", "jitter", "gray", "blur", "solarize")
-# Operations that a group sets by keys of its own; all others stand beside the groups, for all.
-OF_GROUPS = ("crop", "flip", "jitter", "gray", "blur", "solarize")
 
 
 def common_settings(
@@ -31,89 +31,91 @@ def common_settings(
 ) -> dict[str, Any]:
     """The keys of `views` that are neither groups nor operations.
 
-    order: the operations, first first. apply: where all but the crops is carried out. mean, std:
-    of the encoder's input, by channel.
+    order: the operations, first first; None is the usual one. apply: where all but the crops is
+    carried out. mean, std: of the encoder's input, by channel.
     """
     return dict(locals())
 
 
-def resolve(views: dict[str, Any], operations: dict[str, Any]) -> dict[str, Any]:
+def resolve(views: dict[str, Any], operations: Menu) -> dict[str, Any]:
     """The whole of `views`; UsageError for what nothing knows, or what cannot be.
 
-    operations: {name: module}. Groups that are null or have no views are left out.
+    Groups that are null or have no views are left out, and so is what would say nothing: operations
+    that are off, and an order that is the usual one. So an operation that comes to the menu changes
+    no recipe that does not name it.
     """
-    shared = {name: module for name, module in operations.items() if name not in OF_GROUPS}
-    common = {k: v for k, v in views.items() if not isinstance(v, dict) and k not in shared}
-    given = {k: v for k, v in views.items() if isinstance(v, dict) and k not in shared}
-    partial = {k: v for k, v in given.items() if stands_in(v)}
-    said = {k: v for k, v in common.items() if v is not None}
-    for key in said:  # a typing error may be near a group's or an operation's name as well
+    shared = {name: one for name, one in operations.items() if one.SCOPE == "views"}
+    others = {k: v for k, v in views.items() if k not in shared and v is not None}
+    given = {k: v for k, v in others.items() if isinstance(v, dict)}
+    partial = {k: v for k, v in given.items() if groups.stands_in(v)}
+    present = {k: v for k, v in others.items() if k not in given}
+    for key in present:  # a typing error may be near a group's or an operation's name as well
         schema.pick(dict.fromkeys([*COMMON, *shared, "global", "local"]), key, WHAT)
-    common = schema.knobs(common_settings, said, "recipe.views")
-    filled = {
-        name: views_groups.resolve(name, group, operations["jitter"])
-        for name, group in given.items()
-        if name not in partial
-    }
+    common = schema.knobs(common_settings, present, "recipe.views")
+    whole = {k: v for k, v in given.items() if k not in partial}
+    filled = {name: groups.resolve(name, whole[name], operations) for name in whole}
     filled = {name: group for name, group in filled.items() if group["count"]}
-    filled |= resolve_portions(partial, filled, operations["jitter"])
+    filled |= groups.resolve_portions(partial, filled, operations)
     if not filled:
         raise UsageError("recipe.views has no views; add a group, as in views.global.count=2")
-    chosen = {name: resolve_shared(name, views.get(name), shared[name]) for name in shared}
-    common["order"] = resolve_order(common["order"], operations, filled, chosen)
+    on = [name for name in shared if views.get(name) is not None]
+    chosen = {name: resolve_shared(name, views[name], shared[name]) for name in on}
+    if (order := common.pop("order")) is not None:
+        check_order(order, operations, filled, chosen)
+        if order != [name for name in in_order(operations) if name in order]:
+            common = {"order": order, **common}
     first = {"global": filled.pop("global")} if "global" in filled else {}
     return {**first, **filled, **chosen, **common}
 
 
-def resolve_shared(name: str, given: Any, operation: Any) -> Any:
-    """An operation for all groups: null, its main knob as a number, or a mapping of its knobs."""
-    where = f"recipe.views.{name}"
-    if given is None:
-        return None
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return schema.knobs(operation.draw, {_main(operation): given}, where)[_main(operation)]
-    if not isinstance(given, dict):
+def groups_of(settings: dict[str, Any], operations: Menu) -> dict[str, Group]:
+    """The view groups of resolved settings."""
+    return {k: v for k, v in settings.items() if isinstance(v, dict) and k not in operations}
+
+
+def used(settings: dict[str, Any], operations: Menu) -> list[str]:
+    """The operations that resolved settings name, in the order of carrying out; others are off."""
+    keys = {*settings}.union(*groups_of(settings, operations).values())
+    order = settings.get("order", [])
+    rest = [name for name in in_order(operations) if name not in order]
+    return [name for name in [*order, *rest] if name in keys]
+
+
+def resolve_shared(name: str, given: Any, operation: Operation) -> float | dict[str, Any]:
+    """An operation for all groups: its main knob as a number, or a mapping of its knobs."""
+    where, number = f"recipe.views.{name}", type(given) in (int, float)
+    if not number and not isinstance(given, dict):
         raise UsageError(f"{where} is {given!r}; it must be null, a number or a mapping")
-    filled = schema.knobs(operation.draw, given, where)
+    filled = schema.knobs(operation.draw, knobs_of(operation, given), where)
     if "p" in filled:
         probability(filled["p"], f"{where}.p")
-    return filled
+    return filled[_main(operation)] if number else filled
 
 
-def _main(operation: Any) -> str:
-    """The first keyword-only knob of an operation's draw."""
-    return next(iter(operation.draw.__kwdefaults__))
+def _main(operation: Operation) -> str:
+    """The first knob of an operation's draw."""
+    return schema.own_knobs(operation.draw)[0]
 
 
-def knobs_of(operation: Any, value: Any) -> dict[str, Any]:
+def knobs_of(operation: Operation, value: float | dict[str, Any]) -> dict[str, Any]:
     """A shared operation's resolved setting as keyword arguments of its draw."""
     return dict(value) if isinstance(value, dict) else {_main(operation): value}
 
 
-def resolve_order(
-    order: list[str] | None, operations: dict, groups: dict, shared: dict
-) -> list[str]:
-    """The operations in order; UsageError when the order is not possible or leaves one out."""
-    if order is None:
-        return [*DEFAULT_ORDER, *(name for name in operations if name not in DEFAULT_ORDER)]
+def check_order(
+    order: list[str], operations: Menu, filled: dict[str, Group], chosen: dict[str, Any]
+) -> None:
+    """UsageError when the order is not possible, or leaves out what views ask for."""
     for name in order:
         schema.pick(operations, name, "operation in recipe.views.order")
     if order[:1] != ["crop"] or len(set(order)) < len(order):
         raise UsageError("recipe.views.order begins with crop and names an operation once")
-    wanted = [name for name, value in shared.items() if value is not None]
-    for name in OF_GROUPS[1:]:
-        wanted += [name for group in groups.values() if _is_on(group[name])]
+    wanted = list(chosen)
+    for name in groups.of_groups(operations):
+        wanted += [name for group in filled.values() if groups.is_on(group.get(name, 0))]
     for name in wanted:
         if name not in order:
             raise UsageError(
                 f"recipe.views.order leaves out {name}, which the views ask for; add it to the"
-                f" order, or set {name} to {'null' if name in shared else 0}"
+                f" order, or set {name} to {'null' if name in chosen else 0}"
             )
-    return list(order)
-
-
-def _is_on(value: Any) -> bool:
-    """Can an operation of a group ever act?"""
-    if isinstance(value, dict):
-        return value["p"] > 0
-    return max(value) > 0 if isinstance(value, list) else value > 0

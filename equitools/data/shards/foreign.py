@@ -28,19 +28,22 @@ def describe(
     Every header is read, and every picture decoded once if `verify`. Raises DataError for what is
     missing, damaged, not decodable (it cannot be dropped without a copy), or for a key twice.
     """
-    from equitools.data.shards.index import ShardIndex, locate
+    from equitools.data.shards.index import ShardIndex, locate  # here, as they need torch
 
     paths = locate({"path": pattern}, name)
     index = ShardIndex(paths)
     if len(index) == 0:
         raise DataError(f"zero images in {pattern}")
-    _check_keys(index)
+    seen: set[str] = set()
+    for i, key in enumerate(index.keys):
+        if key in seen:
+            raise DataError(f"the key '{key}' comes twice; the second time in {index.where(i)}")
+        seen.add(key)
     for i in range(len(index)) if verify else ():
-        seen = images.examine(index.image(i))
-        if seen.broken:
-            raise DataError(
-                f"{index.where(i)} is {seen.broken}: {seen.reason}; unpack and repack it"
-            )
+        picture = images.examine(index.image(i))
+        if picture.broken:
+            what = f"{index.where(i)} is {picture.broken}: {picture.reason}"
+            raise DataError(f"{what}; unpack and repack it")
         advance(1)
     entry = {
         "path": pattern,
@@ -52,22 +55,13 @@ def describe(
     return entry, int((index.labels < 0).sum())
 
 
-def _check_keys(index: Any) -> None:
-    seen: set[str] = set()
-    for i, key in enumerate(index.keys):
-        if key in seen:
-            raise DataError(f"the key '{key}' comes twice; the second time in {index.where(i)}")
-        seen.add(key)
-
-
 def listing(patterns: dict[str, str]) -> list[Any]:
     """What identifies foreign shards for a second run: names, sizes and times of local files."""
-    found: list[Any] = []
-    for split, pattern in sorted(patterns.items()):
-        for path in files.expand(pattern):
-            facts = None if remote.is_url(path) else _stat(Path(path))
-            found.append([split, path, facts])
-    return found
+    return [
+        [split, path, None if remote.is_url(path) else _stat(Path(path))]
+        for split, pattern in sorted(patterns.items())
+        for path in files.expand(pattern)
+    ]
 
 
 def _stat(path: Path) -> list[int]:

@@ -1,17 +1,16 @@
-"""Shards as one indexed sequence of samples, and the order in which an endless run visits them.
+"""Shards as one indexed sequence of samples.
 
 Pictures are read with `pread` at known offsets, so any sample is one system call away, in any
-process. Shards of other make and shards behind URLs read the same. The order is a pure function of
-(seed, epoch): not of workers, processes, or what was read before.
+process. Shards of other make and shards behind URLs read the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ import numpy as np
 
 from equitools.core import distributed
 from equitools.core.errors import DataError
-from equitools.data.shards import remote
-from equitools.data.shards import table as shards_table
-from equitools.data.shards.table import Table
+from equitools.data.shards import remote, table
+from equitools.data.shards.table import SampleTable
 from equitools.data.shards.tar import set_digest, sha256
 from equitools.manifest import files
 
@@ -43,19 +41,16 @@ class ShardIndex:
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        classes: list[str] | None = None,
-        table: Table | None = None,
+        self, paths: list[Path], classes: list[str] | None = None, known: SampleTable | None = None
     ) -> None:
-        """table: where the samples lie; read from the tar headers when it is not given."""
+        """known: where the samples lie; read from the tar headers when it is not given."""
         self.paths, self.classes, self.digest, self.unverified = paths, classes, "", True
         self.class_count = None if classes is None else len(classes)
-        table = shards_table.read(paths) if table is None else table
-        self.counts, self.keys = table.counts, table.keys
+        samples = table.read(paths) if known is None else known
+        self.counts, self.keys = samples.counts, samples.keys
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), self.counts)
-        self._image, self._info = table.rows[:, 0:2].copy(), table.rows[:, 2:4].copy()
-        self.labels = table.rows[:, 4].copy()
+        self._image, self._info = samples.rows[:, 0:2].copy(), samples.rows[:, 2:4].copy()
+        self.labels = samples.rows[:, 4].copy()
         self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -90,10 +85,8 @@ class ShardIndex:
         for i in samples:
             offset, size = self._image[i].tolist()
             # What is wrong with a shard is said when it is read.
-            with suppress(OSError):
-                descriptor = self._descriptor(shard := int(self._shard[i]))
+            with suppress(OSError), self._opened(int(self._shard[i])) as descriptor:
                 os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
-                self._release(shard, descriptor)
 
     def where(self, i: int) -> str:
         """Sample i in words: its key and shard."""
@@ -101,36 +94,27 @@ class ShardIndex:
 
     def _read(self, shard: int, offset: int, size: int, i: int) -> bytes:
         try:
-            descriptor = self._descriptor(shard)
-            try:
+            with self._opened(shard) as descriptor:
                 data = os.pread(descriptor, size, offset)
-            finally:
-                self._release(shard, descriptor)
         except OSError as error:
             raise DataError(f"cannot read {self.where(i)}: {error.strerror}") from error
         if len(data) != size:
             raise DataError(f"{self.paths[shard]} is truncated before {self.where(i)}")
         return data
 
-    def _descriptor(self, shard: int) -> int:
-        """An open shard; kept open for the first few, since `pread` may share a descriptor."""
-        if shard in self._open:
-            return self._open[shard]
-        descriptor = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._open) < _OPEN_FILES:
-            kept = self._open.setdefault(shard, descriptor)
-            if kept != descriptor:  # another thread was first
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[int]:
+        """An open shard; the first few stay open, since `pread` may share a descriptor."""
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._open) < _OPEN_FILES:
+                self._open.setdefault(shard, descriptor)
+        try:
+            yield descriptor
+        finally:
+            if self._open.get(shard) != descriptor:  # too many, or another thread was first
                 os.close(descriptor)
-            return kept
-        return descriptor
-
-    def _release(self, shard: int, descriptor: int) -> None:
-        """Close a descriptor that is not kept."""
-        if self._open.get(shard) != descriptor:
-            os.close(descriptor)
-
-
-# --- Opening ---------------------------------------------------------------------------------
 
 
 def open_split(document: dict[str, Any], split: str) -> ShardIndex:
@@ -147,8 +131,8 @@ def open_split(document: dict[str, Any], split: str) -> ShardIndex:
     paths = locate(entry, name)
     info = _read_info(paths[0].parent, split)
     verified = _verify(entry, name, paths, info)
-    table = shards_table.load(paths, split, entry.get("digest"))
-    index = ShardIndex(paths, info.get("all_classes"), table)
+    samples = table.load(paths, split, entry.get("digest"))
+    index = ShardIndex(paths, info.get("all_classes"), samples)
     index.class_count = entry.get("classes")
     index.digest, index.unverified = entry.get("digest", ""), not verified
     if len(index) == 0:
@@ -162,11 +146,9 @@ def missing_split(document: dict[str, Any], split: str) -> str:
     """What to say when a split is needed and not there."""
     splits = [name for name in document.get("files") or {} if name.startswith("shards.")]
     has = f"the manifest has {', '.join(splits)}" if splits else "the manifest names no shards"
-    way = (
-        "equi-shard makes one from a val/ folder beside train/, or with holdout=0.1"
-        if split == "val"
-        else "equi-shard SOURCE -o DIR makes one"
-    )
+    way = "equi-shard SOURCE -o DIR makes one"
+    if split == "val":
+        way = "equi-shard makes one from a val/ folder beside train/, or with holdout=0.1"
     return f"a {split} split is needed, and {has}; {way}"
 
 
@@ -198,22 +180,21 @@ def _verify(entry: dict[str, Any], name: str, paths: list[Path], info: dict[str,
     if total != entry.get("bytes", total):
         odd = _first_odd(paths, info, "bytes", [path.stat().st_size for path in paths])
         raise DataError(f"{name} has {total} bytes; its manifest says {entry['bytes']}{odd}")
-    said = entry.get("digest")
-    if said is None or total > VERIFY_BYTES or not distributed.is_main():
+    stated = entry.get("digest")
+    if stated is None or total > VERIFY_BYTES or not distributed.is_main():
         return False
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(sha256, paths))
-    found = set_digest(zip((path.name for path in paths), sums, strict=True))
-    if found != said:
+    digest = set_digest(zip((path.name for path in paths), sums, strict=True))
+    if digest != stated:
         odd = _first_odd(paths, info, "sha256", sums)
-        raise DataError(f"{name} has changed: it is {found}, its manifest says {said}{odd}")
+        raise DataError(f"{name} has changed: it is {digest}, its manifest says {stated}{odd}")
     return True
 
 
-def _first_odd(paths: list[Path], info: dict[str, Any], what: str, found: list) -> str:
+def _first_odd(paths: list[Path], info: dict[str, Any], what: str, actual: list) -> str:
     """The first shard that `_info.json` knows otherwise, to be named."""
-    said = info.get(what, [])
-    for path, expected, value in zip(paths, said, found, strict=False):
+    for path, expected, value in zip(paths, info.get(what, []), actual, strict=False):
         if expected != value:
             return f"; {path} is not what it was"
     return ""

@@ -12,48 +12,43 @@ import numpy as np
 
 from equitools.core import files
 from equitools.core.errors import DataError
-from equitools.data.shards import remote
-from equitools.data.shards import table as shards_table
+from equitools.data.shards import remote, table
 from equitools.data.shards.packing import DROPPED, KINDS, PARTIAL, Written
-from equitools.data.shards.table import Strings, Table
+from equitools.data.shards.table import SampleTable, Strings
 from equitools.data.shards.tar import pattern, set_digest
 from equitools.manifest.files import expand
 
 INFO = "_info.json"
 REPORT = "report.tsv"
+LISTS = {"filenames": "name", "shard_lengths": "samples", "bytes": "bytes", "sha256": "sha256"}
+Shards = dict[str, list[Written]]  # by split
 
 
-def find_duplicates(written: dict[str, list[Written]]) -> None:
+def find_duplicates(written: Shards) -> None:
     """Add to each shard's findings the files whose bytes an earlier one (train before val) has."""
     every = [(split, one) for split in sorted(written) for one in written[split]]
     sums = np.concatenate([one.sums for _, one in every])
-    if len(sums) == len(np.unique(sums)):
-        return
-    first: dict[int, str] = {}
     values, counts = np.unique(sums, return_counts=True)
     twice = set(values[counts > 1].tolist())
-    for split, one in every:
+    first: dict[int, str] = {}
+    for split, one in every if twice else ():
         for file, number in zip(one.files, one.sums.tolist(), strict=True):
-            if number not in twice:
-                continue
             if number in first:
-                one.found.append(("duplicate", file, f"same bytes as {first[number]}"))
-            first.setdefault(number, f"{split}/{file}")
+                one.findings.append(("duplicate", file, f"same bytes as {first[number]}"))
+            elif number in twice:
+                first[number] = f"{split}/{file}"
 
 
-def report(written: dict[str, list[Written]], ignored: int) -> dict[str, int]:
+def report(written: Shards, ignored: int) -> dict[str, int]:
     """The counts that the manifest states; `dropped` is what is not in the shards."""
-    found = [kind for split in written for one in written[split] for kind, _, _ in one.found]
-    counts = {kind: found.count(kind) for kind in KINDS}
+    kinds = [kind for split in written for one in written[split] for kind, _, _ in one.findings]
+    counts = {kind: kinds.count(kind) for kind in KINDS}
     kept = sum(one.samples for split in written for one in written[split])
     return {"kept": kept, "dropped": sum(counts[k] for k in DROPPED), "ignored": ignored} | counts
 
 
 def finish(
-    out: Path,
-    written: dict[str, list[Written]],
-    classes: list[str] | None,
-    ignored: Sequence[str] = (),
+    out: Path, written: Shards, classes: list[str] | None, ignored: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Rename the shards into place, write their tables, `_info.json` and `report.tsv`, which names
     what is `ignored`, too; the `files` of a manifest.
@@ -64,7 +59,7 @@ def finish(
     for split, shards in written.items():
         if not sum(one.samples for one in shards):
             shutil.rmtree(out / PARTIAL, ignore_errors=True)
-            reason = next((f"{file}: {why}" for one in shards for _, file, why in one.found), "")
+            reason = next((f"{file}: {why}" for one in shards for _, file, why in one.findings), "")
             raise DataError(f"zero images left in {split}: none can be decoded ({reason})")
     names = [one.name for shards in written.values() for one in shards]
     for name in names:
@@ -76,7 +71,7 @@ def finish(
         keys = Strings([key for one in shards for key in one.keys])
         rows, counts = np.concatenate([one.rows for one in shards]), [s.samples for s in shards]
         of = [(one.name, one.bytes, one.sha256) for one in shards]
-        shards_table.save(out, split, Table(keys, rows, tuple(counts)), of)
+        table.save(out, split, SampleTable(keys, rows, tuple(counts)), of)
     return {f"shards.{split}": _entry(out, shards, classes) for split, shards in written.items()}
 
 
@@ -90,28 +85,21 @@ def _entry(out: Path, shards: list[Written], classes: list[str] | None) -> dict[
     }
 
 
-def _info(written: dict[str, list[Written]], classes: list[str] | None) -> dict[str, Any]:
-    splits = {
-        split: {
-            "name": split,
-            "num_samples": sum(one.samples for one in shards),
-            "filenames": [one.name for one in shards],
-            "shard_lengths": [one.samples for one in shards],
-            "bytes": [one.bytes for one in shards],
-            "sha256": [one.sha256 for one in shards],
-        }
-        for split, shards in written.items()
-    }
+def _info(written: Shards, classes: list[str] | None) -> dict[str, Any]:
+    splits: dict[str, dict[str, Any]] = {}
+    for split, shards in written.items():
+        splits[split] = {"name": split, "num_samples": sum(one.samples for one in shards)}
+        splits[split] |= {key: [getattr(one, own) for one in shards] for key, own in LISTS.items()}
     return {"splits": splits, "classes": classes}
 
 
-def _report_lines(written: dict[str, list[Written]], ignored: Sequence[str]) -> Iterator[str]:
+def _report_lines(written: Shards, ignored: Sequence[str]) -> Iterator[str]:
     yield "split\tkind\tfile\treason\n"
-    lines = [
-        (split, *line)
-        for split, shards in written.items()
-        for line in sorted(line for one in shards for line in one.found)
-    ]
+    lines: list[tuple[str, ...]] = []
+    for split, shards in written.items():
+        lines += [
+            (split, *line) for line in sorted(line for one in shards for line in one.findings)
+        ]
     lines += [("", "ignored", path, "its name is not an image's") for path in sorted(ignored)]
     for split, kind, file, reason in lines:
         name = file.encode("utf-8", "backslashreplace").decode()

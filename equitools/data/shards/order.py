@@ -1,21 +1,19 @@
-"""The order of an endless run as a function of (seed, epoch) alone."""
+"""The order of an endless run, a function of (seed, epoch) alone: not of workers or processes."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
+
+from equitools.data.shards.index import ShardIndex
 
 # Samples are shuffled within this many shards, so that a disk reads within a bounded region.
 WINDOW = 64
 
 
-# --- Order -----------------------------------------------------------------------------------
-
-
 def positions(
-    index: Any, seed: int, start: int, count: int, window: int = WINDOW
+    index: ShardIndex, seed: int, start: int, count: int, window: int = WINDOW
 ) -> list[tuple[int, int]]:
     """(epoch, sample) at the global positions start … start + count of the endless joined order.
 
@@ -23,13 +21,13 @@ def positions(
     shards within which samples are shuffled.
     """
     epoch, first = divmod(start, len(index))
-    found: list[tuple[int, int]] = []
-    while len(found) < count:
+    visits: list[tuple[int, int]] = []
+    while len(visits) < count:
         order = _epoch_order(index.counts, seed, epoch, window)
-        taken = order[first : first + count - len(found)]
-        found += [(epoch, i) for i in taken.tolist()]
+        taken = order[first : first + count - len(visits)]
+        visits += [(epoch, i) for i in taken.tolist()]
         epoch, first = epoch + 1, 0
-    return found
+    return visits
 
 
 @lru_cache(maxsize=3)

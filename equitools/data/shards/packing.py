@@ -14,7 +14,6 @@ learning", 2019.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -32,12 +31,13 @@ from equitools.data.shards.tar_writer import TarWriter
 from equitools.data.sources.source import Sample, Source, rank, suffix
 
 PARTIAL = ".partial"
-KINDS = (
-    "corrupt", "truncated", "tiny", "cmyk", "grayscale", "exif_rotated", "duplicate", "below_crop",
-)  # fmt: skip
-DROPPED = KINDS[:3]
+DROPPED = ("corrupt", "truncated", "tiny")
+KINDS = (*DROPPED, "cmyk", "grayscale", "exif_rotated", "duplicate", "below_crop")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _HIDDEN = re.compile(r"__[^/]*__($|/)")  # webdataset skips such names
+Item = tuple[str, Sample]  # with its key
+Facts = dict[str, Any]
+Row = tuple[int, ...]  # of a table (table.py)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Job:
     """One shard to write: its path, its (key, sample) pairs, the classes, and how to check."""
 
     path: str
-    items: list[tuple[str, Sample]]
+    items: list[Item]
     classes: list[str] | None
     verify: bool
     min_side: int
@@ -55,7 +55,7 @@ class Job:
 @dataclass
 class Written:
     """What became of a job. `sums` are the first 8 bytes of each kept file's sha256; keys and rows
-    are of its table (shardtable.Table)."""
+    are of its table (table.SampleTable)."""
 
     name: str
     samples: int = 0
@@ -63,7 +63,7 @@ class Written:
     sha256: str = ""
     keys: list[str] = field(default_factory=list)
     rows: np.ndarray = field(default_factory=lambda: np.empty((0, 5), np.int64))
-    found: list[tuple[str, str, str]] = field(default_factory=list)  # kind, file, reason
+    findings: list[tuple[str, str, str]] = field(default_factory=list)  # kind, file, reason
     files: list[str] = field(default_factory=list)
     sums: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
@@ -88,16 +88,15 @@ def plan(
         size = sum(one.bytes for one in samples)
         by_bytes = -(-size // (megabytes_per_shard * 10**6))
         count = max(-(-len(keyed) // samples_per_shard), by_bytes, 1)
-        bounds = [len(keyed) * i // count for i in range(count + 1)]
-        jobs[split] = [
-            Job(str(out / PARTIAL / f"{split}-{i:06d}.tar"), keyed[first:last], source.classes,
-                verify, min_side, crop)
-            for i, (first, last) in enumerate(itertools.pairwise(bounds))
-        ]  # fmt: skip
+        jobs[split] = []
+        for i in range(count):
+            path = str(out / PARTIAL / f"{split}-{i:06d}.tar")
+            items = keyed[len(keyed) * i // count : len(keyed) * (i + 1) // count]
+            jobs[split].append(Job(path, items, source.classes, verify, min_side, crop))
     return jobs
 
 
-def _keys(samples: list[Sample]) -> Iterator[tuple[str, Sample]]:
+def _keys(samples: list[Sample]) -> Iterator[Item]:
     """A key for each sample: its file name without the suffix, with what tar readers cannot take
     (dots, hidden or overlong names, a second use) replaced by a hash of the name."""
     used: set[str] = set()
@@ -117,18 +116,13 @@ def write_shard(job: Job, advance: Callable[[int], None]) -> Written:
     """Write one shard."""
     result = Written(Path(job.path).name)
     sums: list[int] = []
-    rows: list[tuple[int, ...]] = []
+    rows: list[Row] = []
     with TarWriter(job.path) as file:
-        for count, (key, sample) in enumerate(job.items, 1):
-            row: tuple[int, ...] | None
-            if sample.make is None and not job.verify:
-                row = _copy(file, key, sample, job.classes)
-            else:
-                data, facts = read(sample)
-                kept = not job.verify or _check(data, sample, job, result, sums)
-                row = _append(file, key, sample, data, facts, job.classes) if kept else None
+        for count, item in enumerate(job.items, 1):
+            plain = item[1].make is None and not job.verify
+            row = _copy(file, job, item) if plain else _append(file, job, item, result, sums)
             if row is not None:
-                result.keys.append(key)
+                result.keys.append(item[0])
                 rows.append(row)
             if count % 64 == 0 or count == len(job.items):
                 advance(count % 64 or 64)
@@ -138,7 +132,7 @@ def write_shard(job: Job, advance: Callable[[int], None]) -> Written:
     return result
 
 
-def read(sample: Sample) -> tuple[bytes, dict[str, Any]]:
+def read(sample: Sample) -> tuple[bytes, Facts]:
     """The encoded picture and the facts about it; DataError naming a file that cannot be read."""
     if sample.make is not None:
         return sample.make()
@@ -152,18 +146,19 @@ def read(sample: Sample) -> tuple[bytes, dict[str, Any]]:
     return data, {}
 
 
-def _append(
-    file: TarWriter, key: str, sample: Sample, data: bytes, facts: dict[str, Any],
-    classes: list[str] | None,
-) -> tuple[int, ...]:  # fmt: skip
-    """Append a sample; returns its row."""
-    row = _begin(file, key, sample, len(data), facts, classes)
+def _append(file: TarWriter, job: Job, item: Item, result: Written, sums: list[int]) -> Row | None:
+    """Append a sample; returns its row, or None for what verification drops."""
+    data, facts = read(item[1])
+    if job.verify and not _check(data, item[1], job, result, sums):
+        return None
+    row = _begin(file, job, item, len(data), facts)
     file.write(data + bytes(-len(data) % BLOCK))
     return row
 
 
-def _copy(file: TarWriter, key: str, sample: Sample, classes: list[str] | None) -> tuple[int, ...]:
+def _copy(file: TarWriter, job: Job, item: Item) -> Row:
     """Append a sample whose bytes nobody looks at; returns its row."""
+    sample = item[1]
     assert sample.path is not None
     try:
         source = os.open(sample.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -171,7 +166,7 @@ def _copy(file: TarWriter, key: str, sample: Sample, classes: list[str] | None) 
         raise DataError(f"cannot read {sample.path}: {error.strerror}") from error
     try:
         size = os.fstat(source).st_size
-        row = _begin(file, key, sample, size, {}, classes)
+        row = _begin(file, job, item, size, {})
         if size != sample.bytes or file.copy(source, size) != size:
             raise _changed(sample)
         file.write(bytes(-size % BLOCK))
@@ -184,20 +179,17 @@ def _changed(sample: Sample) -> DataError:
     return DataError(f"{sample.path} changed while it was packed; run again when it is at rest")
 
 
-def _begin(
-    file: TarWriter, key: str, sample: Sample, size: int, facts: dict[str, Any],
-    classes: list[str] | None,
-) -> tuple[int, ...]:  # fmt: skip
+def _begin(file: TarWriter, job: Job, item: Item, size: int, facts: Facts) -> Row:
     """Append what comes before a picture's bytes: label, JSON, and the header of the picture;
     returns the sample's row."""
-    name = os.fsencode(key)
-    about: dict[str, Any] = {"filename": sample.file}
+    name, sample = os.fsencode(item[0]), item[1]
+    about: Facts = {"filename": sample.file}
     label = b""
     if sample.label >= 0:
         about["label"] = sample.label
         label = member(name + b".cls", b"%d" % sample.label)
-        if classes is not None:
-            about["class"] = classes[sample.label]
+        if job.classes is not None:
+            about["class"] = job.classes[sample.label]
     text = _ENCODER.encode(about | facts).encode()
     at = file.position + len(label) + BLOCK
     head = label + member(name + b".json", text)
@@ -209,16 +201,12 @@ def _check(data: bytes, sample: Sample, job: Job, result: Written, sums: list[in
     """Look at one picture, note what is special, and say whether it is kept."""
     seen = images.examine(data)
     side = min(seen.width, seen.height)
-    kinds = [seen.broken] if seen.broken else []
-    if not seen.broken:
-        flags = {
-            "tiny": side < job.min_side, "cmyk": seen.cmyk, "grayscale": seen.gray,
-            "exif_rotated": seen.rotated, "below_crop": side < job.crop,
-        }  # fmt: skip
-        kinds = [kind for kind, holds in flags.items() if holds]
+    holds = {"tiny": side < job.min_side, "cmyk": seen.cmyk, "grayscale": seen.gray}
+    holds |= {"exif_rotated": seen.rotated, "below_crop": side < job.crop}
+    kinds = [seen.broken] if seen.broken else [kind for kind in holds if holds[kind]]
     reason = seen.reason or f"{seen.width}×{seen.height}"
-    result.found += [(kind, sample.file, reason) for kind in kinds]
-    if any(kind in DROPPED for kind in kinds):
+    result.findings += [(kind, sample.file, reason) for kind in kinds]
+    if not set(kinds).isdisjoint(DROPPED):
         return False
     sums.append(int.from_bytes(hashlib.sha256(data).digest()[:8], "big"))
     result.files.append(sample.file)

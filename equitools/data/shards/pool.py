@@ -12,13 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import (
-    FIRST_EXCEPTION,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -45,21 +39,20 @@ def write_all(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if not every[0].verify:
-            found = _write_together(every, workers, advance)
+            written = _write_together(every, workers, advance)
         elif workers <= 1 or sum(len(job.items) for job in every) < ALONE:
-            found = [write_shard(job, advance) for job in every]
+            written = [write_shard(job, advance) for job in every]
         else:
-            found = _write_apart(every, workers, advance)
-        written = iter(found)
+            written = _write_apart(every, workers, advance)
         for job in every:  # at the end, so that no writing waits for the disk
             sync(job.path)
-        return {split: [next(written) for _ in jobs[split]] for split in jobs}
+        results = iter(written)
+        return {split: [next(results) for _ in jobs[split]] for split in jobs}
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
-            raise EquiError(
-                f"cannot write to {partial.parent}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or error
+            raise EquiError(f"cannot write to {partial.parent}: {reason}") from error
         raise
 
 
@@ -71,7 +64,7 @@ def _write_together(jobs: list[Job], workers: int, advance: Callable[[int], None
         with lock:
             advance(count)
 
-    pool = ThreadPoolExecutor(max(1, min(workers, len(jobs))))
+    pool = futures.ThreadPoolExecutor(max(1, min(workers, len(jobs))))
     try:
         return list(pool.map(lambda job: write_shard(job, tell), jobs))
     finally:
@@ -81,15 +74,15 @@ def _write_together(jobs: list[Job], workers: int, advance: Callable[[int], None
 def _write_apart(jobs: list[Job], workers: int, advance: Callable[[int], None]) -> list[Written]:
     """The jobs over processes that end with this one."""
     context = multiprocessing.get_context("spawn")
-    counter, told = context.Value("q", 0), 0
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _become_worker, (counter,))
+    counter, done = context.Value("q", 0), 0
+    pool = futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _become_worker, (counter,))
     try:
-        waiting: list[Future] = [pool.submit(_write_counted, job) for job in jobs]
+        waiting: list[futures.Future] = [pool.submit(_write_counted, job) for job in jobs]
         pending: Any = waiting
         while pending:
-            finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-            told, before = counter.value, told
-            advance(told - before)
+            finished, pending = futures.wait(pending, 0.2, futures.FIRST_EXCEPTION)
+            done, before = counter.value, done
+            advance(done - before)
             for future in finished:
                 future.result()
         return [future.result() for future in waiting]

@@ -100,20 +100,17 @@ def write(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int] | None, dict[str, list[Written]]]:
     """Pack a source into a folder: the `files` of a manifest, the counts of verification (None
     without it), and what became of each shard. Raises DataError for what cannot be read."""
-    from equitools.data.shards import inventory as shards_inventory
-    from equitools.data.shards import packing
-    from equitools.data.shards.inventory import find_duplicates, finish
+    from equitools.data.shards import inventory, packing
     from equitools.data.shards.pool import write_all
 
-    jobs = packing.plan(source, out, **{key: settings[key] for key in (
-        "seed", "samples_per_shard", "megabytes_per_shard", "verify", "min_side", "crop"
-    )})  # fmt: skip
+    chosen = {key: settings[key] for key in schema.own_knobs(packing.plan)}
+    jobs = packing.plan(source, out, **chosen)
     written = write_all(jobs, settings["workers"] or cores(), advance)
     report = None
     if settings["verify"]:
-        find_duplicates(written)
-        report = shards_inventory.report(written, len(source.ignored))
-    return finish(out, written, source.classes, source.ignored), report, written
+        inventory.find_duplicates(written)
+        report = inventory.report(written, len(source.ignored))
+    return inventory.finish(out, written, source.classes, source.ignored), report, written
 
 
 def cores() -> int:

@@ -55,7 +55,7 @@ class Strings(Sequence):
 
 
 @dataclass
-class Table:
+class SampleTable:
     """Samples of some shards in order: keys, rows (n 5 int64), and how many each shard has.
 
     A row is (image offset, size, JSON offset, size, label); size 0 is no JSON, label -1 is none.
@@ -66,14 +66,11 @@ class Table:
     counts: tuple[int, ...]
 
 
-# --- From headers ----------------------------------------------------------------------------
-
-
-def read(paths: list[Path]) -> Table:
+def read(paths: list[Path]) -> SampleTable:
     """The table of shards from their tar headers. Raises DataError naming what is wrong."""
     parts = [_read_one(path) for path in paths]
     keys = Strings([key for keys, _ in parts for key in keys])
-    return Table(keys, np.concatenate([r for _, r in parts]), tuple(len(k) for k, _ in parts))
+    return SampleTable(keys, np.concatenate([r for _, r in parts]), tuple(len(k) for k, _ in parts))
 
 
 def _read_one(path: Path) -> tuple[list[str], np.ndarray]:
@@ -99,9 +96,8 @@ def _read_one(path: Path) -> tuple[list[str], np.ndarray]:
                 row[4] = _label(os.pread(file.fileno(), size, offset), path, key)
     for key, row in zip(keys, rows, strict=True):
         if row[0] < 0:
-            raise DataError(
-                f"sample '{key}' of {path} has no image ({', '.join(IMAGE_EXTENSIONS)})"
-            )
+            kinds = ", ".join(IMAGE_EXTENSIONS)
+            raise DataError(f"sample '{key}' of {path} has no image ({kinds})")
     return keys, np.array(rows, np.int64).reshape(-1, 5)
 
 
@@ -109,43 +105,43 @@ def _label(text: bytes, path: Path, key: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(
-            f"the label of sample '{key}' of {path} is no number: {text[:20]!r}"
-        ) from None
+        what = f"the label of sample '{key}' of {path}"
+        raise DataError(f"{what} is no number: {text[:20]!r}") from None
 
 
-# --- From a file -----------------------------------------------------------------------------
-
-
-def save(folder: Path, split: str, table: Table, shards: list[tuple[str, int, str]]) -> None:
+def save(folder: Path, split: str, table: SampleTable, shards: list[tuple[str, int, str]]) -> None:
     """Write the table of shards, each (name, bytes, hex sha256), beside them."""
     names, sizes, sums = zip(*shards, strict=True)
-    file = io.BytesIO()
-    np.savez(
-        file, names=np.array(names), bytes=np.array(sizes, np.int64), sha256=np.array(sums),
-        counts=np.array(table.counts, np.int64), rows=table.rows, ends=table.keys.ends,
-        keys=np.frombuffer(table.keys.bytes, np.uint8),
-    )  # fmt: skip
+    arrays: dict[str, Any] = {
+        "names": np.array(names),
+        "bytes": np.array(sizes, np.int64),
+        "sha256": np.array(sums),
+        "counts": np.array(table.counts, np.int64),
+        "rows": table.rows,
+        "ends": table.keys.ends,
+        "keys": np.frombuffer(table.keys.bytes, np.uint8),
+    }
+    np.savez(file := io.BytesIO(), **arrays)
     files.write_atomic(folder / f"{split}.index.npz", file.getvalue())
 
 
-def load(paths: list[Path], split: str, digest: str | None) -> Table | None:
+def load(paths: list[Path], split: str, digest: str | None) -> SampleTable | None:
     """The table beside the shards if it is of these very shards, else None."""
     try:
-        with np.load(paths[0].parent / f"{split}.index.npz", allow_pickle=False) as found:
-            pairs = list(zip(found["names"].tolist(), found["sha256"].tolist(), strict=True))
-            names, sizes = [name for name, _ in pairs], found["bytes"]
+        with np.load(paths[0].parent / f"{split}.index.npz", allow_pickle=False) as saved:
+            names, sizes = saved["names"].tolist(), saved["bytes"]
+            pairs = zip(names, saved["sha256"].tolist(), strict=True)
             if names != [path.name for path in paths] or set_digest(pairs) != digest:
                 return None
             if sizes.tolist() != [path.stat().st_size for path in paths]:
                 return None
-            keys, rows = Strings.of(found["ends"], found["keys"]), found["rows"]
-            return _fitting(Table(keys, rows, tuple(found["counts"].tolist())), sizes)
+            keys, rows = Strings.of(saved["ends"], saved["keys"]), saved["rows"]
+            return _fitting(SampleTable(keys, rows, tuple(saved["counts"].tolist())), sizes)
     except Exception:  # whatever is wrong with it, the headers are there
         return None
 
 
-def _fitting(table: Table, sizes: np.ndarray) -> Table | None:
+def _fitting(table: SampleTable, sizes: np.ndarray) -> SampleTable | None:
     """The table, unless its parts differ in length or a row points beyond its shard."""
     rows = table.rows
     if rows.shape != (len(table.keys), 5) or sum(table.counts) != len(rows):

@@ -14,6 +14,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def header(name: bytes, size: int) -> bytes:
     """
     prefix, base = _split(name)
     if size >= 1 << 33:
-        raise DataError(
-            f"{name.decode(errors='replace')} has {size} bytes; a USTAR member is < 8 GiB"
-        )
+        text = name.decode(errors="replace")
+        raise DataError(f"{text} has {size} bytes; a USTAR member is < 8 GiB")
     base, prefix, length = base.ljust(100, b"\0"), prefix.ljust(155, b"\0"), b"%011o\0" % size
     total = _FIXED + _sum(base) + _sum(prefix) + _sum(length)
     return base + _OWNER + length + b"%011o\0%06o\0 0" % (0, total) + _MAGIC + prefix + bytes(12)
@@ -63,11 +63,9 @@ def ending(length: int) -> bytes:
 
 def fits(name: bytes) -> bool:
     """Can USTAR hold this name?"""
-    try:
-        _split(name)
-    except DataError:
-        return False
-    return True
+    with suppress(DataError):
+        return bool(_split(name))
+    return False
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
@@ -115,9 +113,9 @@ def _walk_headers(path: Path) -> list[tuple[str, int, int]] | None:
             at = position + BLOCK
             size = 0 if kind in _BODILESS else _size(block[124:136], path)
             if kind in _BEFORE:
-                if size > PEEK or (said := _extension(kind, peek(at, size), path)) is None:
+                if size > PEEK or (extension := _extension(kind, peek(at, size), path)) is None:
                     return None
-                long |= said
+                long |= extension
             else:
                 if kind not in _BODILESS:
                     size = long.get("size", size)
@@ -125,7 +123,7 @@ def _walk_headers(path: Path) -> list[tuple[str, int, int]] | None:
                 long = {}
             position = at + size + -size % BLOCK
             if at + size > peek.end:
-                raise peek.truncated()
+                raise _truncated(path, peek.end)
 
 
 _EMPTY = bytes(BLOCK)
@@ -145,22 +143,20 @@ class _Peek:
         if at + size > len(self._buffer):
             self._start, at = position, 0
             self._buffer = os.pread(self._descriptor, max(PEEK, size), position)
-        found = self._buffer[at : at + size]
-        if len(found) < size:
-            raise self.truncated()
-        return found
+        block = self._buffer[at : at + size]
+        if len(block) < size:
+            raise _truncated(self._path, self.end)
+        return block
 
-    def truncated(self) -> DataError:
-        """The error that says so."""
-        return DataError(
-            f"{self._path} is truncated after {self.end} bytes; make or fetch it again"
-        )
+
+def _truncated(path: Path, end: int) -> DataError:
+    return DataError(f"{path} is truncated after {end} bytes; make or fetch it again")
 
 
 def _check_sum(block: bytes, path: Path, position: int) -> None:
     """DataError unless the header's bytes add up to what it says, its own sum read as spaces."""
-    found = _sum(block) - _sum(block[148:156]) + 8 * ord(" ")
-    if (found - _octal(block[148:156], path)) % 65521:
+    actual = _sum(block) - _sum(block[148:156]) + 8 * ord(" ")
+    if (actual - _octal(block[148:156], path)) % 65521:
         raise DataError(f"{path} is damaged: wrong header checksum at byte {position}")
 
 
@@ -173,10 +169,9 @@ def _size(field: bytes, path: Path) -> int:
 
 def _octal(field: bytes, path: Path) -> int:
     digits = field.strip(b" \0") or b"0"
-    try:
-        return int(digits if digits.isdigit() else b"", 8)
-    except ValueError:
-        raise DataError(f"{path} is damaged: not a number in a tar header") from None
+    if digits.strip(b"01234567"):
+        raise DataError(f"{path} is damaged: not a number in a tar header")
+    return int(digits, 8)
 
 
 def _extension(kind: bytes, data: bytes, path: Path) -> dict[str, Any] | None:
@@ -185,7 +180,7 @@ def _extension(kind: bytes, data: bytes, path: Path) -> dict[str, Any] | None:
         return {}
     if kind == b"L":
         return {"path": _text(data.split(b"\0", 1)[0])}
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     while data:
         digits, _, rest = data.partition(b" ")
         length = int(digits) if digits.isdigit() else 0
@@ -195,9 +190,9 @@ def _extension(kind: bytes, data: bytes, path: Path) -> dict[str, Any] | None:
         if key.startswith(b"GNU.sparse"):
             return None
         if key in (b"path", b"size"):
-            said[key.decode()] = _text(value) if key == b"path" else int(value)
+            fields[key.decode()] = _text(value) if key == b"path" else int(value)
         data = data[length:]
-    return said
+    return fields
 
 
 def _name(block: bytes) -> str:
@@ -220,7 +215,7 @@ def _walk_tarfile(path: Path) -> list[tuple[str, int, int]]:
                     members.append((info.name, info.offset_data, info.size))
             end = path.stat().st_size
             if end < archive.offset + BLOCK or any(o + size > end for _, o, size in members):
-                raise DataError(f"{path} is truncated after {end} bytes; make or fetch it again")
+                raise _truncated(path, end)
     except tarfile.TarError as error:
         raise DataError(f"{path} is no readable, uncompressed tar file: {error}") from error
     return members

@@ -94,9 +94,8 @@ class TarWriter:
         """Let the disk write what is dirty while the next files are read: `sync` finds less."""
         if self.bytes - self._away >= AWAY and hasattr(os, "posix_fadvise"):
             # Linux starts to write dirty pages before it looks for clean ones to drop.
-            os.posix_fadvise(
-                self._file, self._away, self.bytes - self._away, os.POSIX_FADV_DONTNEED
-            )
+            count = self.bytes - self._away
+            os.posix_fadvise(self._file, self._away, count, os.POSIX_FADV_DONTNEED)
             self._away = self.bytes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equitools.core.errors import UsageError
-from equitools.data.sources import digits, folder, scenes
+from equitools.data.sources import cub, digits, folder, scenes, torchvision_sets
 from equitools.data.sources.source import Source
 
 SOURCES = "a folder, digits, scenes, cub200, torchvision:NAME, or tars"
@@ -22,14 +22,11 @@ def open_source(settings: dict[str, Any], wanted: list[str] | None) -> Source:
         counts = settings["train_samples"], settings["val_samples"]
         return scenes.drawn_scenes(settings["size"], *counts, settings["seed"])
     if name == "cub200":
-        from equitools.data.sources.cub import cub200
-
-        return cub200(settings["root"])
+        return cub.cub200(settings["root"])
     if name.startswith("torchvision:"):
-        from equitools.data.sources.torchvision_sets import torchvision_set
-
         root, download, args = settings["root"], settings["download"], settings["args"] or {}
-        return torchvision_set(name.partition(":")[2], root, download, args, *splits)
+        name = name.partition(":")[2]
+        return torchvision_sets.torchvision_set(name, root, download, args, *splits)
     if ":" in name.partition("/")[0]:
         raise UsageError(f"no source '{name}'; it is {SOURCES}")
     return folder.folder(Path(name), wanted, *splits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from equitools.core.errors import DataError, UsageError
-from equitools.data.sources.source import SUFFIXES, Sample, Source, suffix
+from equitools.data.sources.source import SUFFIXES, Source, of_file, suffix
 
 FOLDER = "CUB_200_2011"
 
@@ -41,8 +41,7 @@ def cub200(root: str | None) -> Source:
         path = base / "images" / file
         if suffix(file) not in SUFFIXES or not path.is_file():
             raise DataError(f"{base / 'images.txt'} lists an image that is not there: {path}")
-        label, facts = int(labels[number]) - 1, path.stat()
-        one = Sample(file, label, str(path), None, facts.st_size, facts.st_mtime_ns)
+        one = of_file(file, int(labels[number]) - 1, str(path), path.stat())
         source.splits["train" if splits[number] == "1" else "val"].append(one)
     for samples in source.splits.values():
         samples.sort(key=lambda one: one.file)
@@ -55,10 +54,10 @@ def read(base: Path, name: str, wanted: dict[str, str] | None = None) -> dict[st
         lines = (base / name).read_text().splitlines()
     except OSError as error:
         raise DataError(f"cub200: cannot read {base / name}: {error.strerror}") from error
-    found = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
-    odd = [number for number in found if not number.isdigit()]
-    if odd or not found:
+    listed = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    odd = [number for number in listed if not number.isdigit()]
+    if odd or not listed:
         raise DataError(f"{base / name} does not list `id value` lines{': ' * bool(odd)}{odd[:1]}")
-    if wanted is not None and (lack := sorted(found.keys() ^ wanted.keys(), key=int)):
+    if wanted is not None and (lack := sorted(listed.keys() ^ wanted.keys(), key=int)):
         raise DataError(f"{base / name} and images.txt differ: only one has image {lack[0]}")
-    return found
+    return listed

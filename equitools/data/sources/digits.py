@@ -14,9 +14,6 @@ from equitools.data.sources.source import Sample, Source, by_file, rank
 DIGITS_VAL = 360
 
 
-# --- Embedded sets ---------------------------------------------------------------------------
-
-
 def digits(size: int) -> Source:
     """scikit-learn's 1797 handwritten digits (Alpaydin and Kaynak, 1998), enlarged from 8 px.
 
@@ -25,18 +22,16 @@ def digits(size: int) -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise EquiError(
-            "digits come with scikit-learn, which is not installed: pip install 'equitools[digits]'"
-        ) from None
+        what = "digits come with scikit-learn, which is not installed"
+        raise EquiError(f"{what}: pip install 'equitools[digits]'") from None
     data = load_digits()
     ranks = sorted(range(len(data.target)), key=lambda i: rank(0, "digits", str(i)))
     val = set(ranks[:DIGITS_VAL])
     splits: dict[str, list[Sample]] = {"train": [], "val": []}
     for i, (pixels, label) in enumerate(zip(data.images, data.target.tolist(), strict=True)):
         make = partial(_digit, pixels.astype(np.uint8), size)
-        splits["val" if i in val else "train"].append(
-            Sample(f"{label}/{i:04d}.png", label, make=make)
-        )
+        one = Sample(f"{label}/{i:04d}.png", label, make=make)
+        splits["val" if i in val else "train"].append(one)
     return by_file(Source("digits", splits, [str(label) for label in range(10)]))
 
 

@@ -12,18 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from equitools.core.errors import DataError
-from equitools.data.sources.source import SUFFIXES, Sample, Source, suffix
+from equitools.data.sources.source import SUFFIXES, Sample, Source, of_file, suffix
 
 TRAIN_NAMES = ("train", "training")
+Names = list[str] | None
 VAL_NAMES = ("val", "validation", "valid", "test")
 
 
-# --- Folders ---------------------------------------------------------------------------------
-
-
-def folder(
-    root: Path, wanted: list[str] | None, train_split: str | None, val_split: str | None
-) -> Source:
+def folder(root: Path, wanted: Names, train_split: str | None, val_split: str | None) -> Source:
     """The splits of a folder: train/ and val/ (validation/, valid/, test/), else all as train.
 
     train_split, val_split: the folder to take instead, "." for the folder itself. wanted: class
@@ -32,9 +28,9 @@ def folder(
     """
     if not root.is_dir():
         raise DataError(f"no folder {root}")
-    found, notes = _split_folders(root, train_split, val_split)
+    folders, notes = _split_folders(root, train_split, val_split)
     source = Source(root.name, {}, wanted, notes=notes)
-    for split, path in found.items():
+    for split, path in folders.items():
         source.splits[split] = list(_list_split(path, source, split, wanted))
         if not source.splits[split]:
             raise DataError(f"no images in {path}; it wants {', '.join(SUFFIXES)}")
@@ -45,25 +41,21 @@ def _split_folders(
     root: Path, train_split: str | None, val_split: str | None
 ) -> tuple[dict[str, Path], list[str]]:
     named = {"train": train_split, "val": val_split}
-    found, notes = {}, []
+    folders, notes = {}, []
     for split, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
         if named[split] is not None:
-            found[split] = root / str(named[split])
-            if not found[split].is_dir():
-                raise DataError(f"{split}_split={named[split]}: no folder {found[split]}")
+            folders[split] = root / str(named[split])
+            if not folders[split].is_dir():
+                raise DataError(f"{split}_split={named[split]}: no folder {folders[split]}")
         elif "." not in named.values():
-            present = [name for name in names if (root / name).is_dir()]
-            if present:
-                found[split] = root / present[0]
-            notes += [
-                f"{root / name}/ is left out: {split} is {present[0]}/" for name in present[1:]
-            ]
-    return found or {"train": root}, notes
+            there = [root / name for name in names if (root / name).is_dir()]
+            if there:
+                folders[split] = there[0]
+            notes += [f"{path}/ is left out: {split} is {there[0].name}/" for path in there[1:]]
+    return folders or {"train": root}, notes
 
 
-def _list_split(
-    path: Path, source: Source, split: str, wanted: list[str] | None
-) -> Iterator[Sample]:
+def _list_split(path: Path, source: Source, split: str, wanted: Names) -> Iterator[Sample]:
     """The samples of one split; without a choice, the first split with class folders decides."""
     names = {name for name, entry in _entries(path) if entry.is_dir()}
     if not names:
@@ -104,10 +96,7 @@ def _list_images(path: Path, prefix: str, label: int, source: Source) -> Iterato
             elif suffix(name) not in SUFFIXES:
                 source.ignored.append(entry.path)
             else:
-                facts = _stat(entry)
-                listed.append(
-                    Sample(prefix + name, label, entry.path, None, facts.st_size, facts.st_mtime_ns)
-                )
+                listed.append(of_file(prefix + name, label, entry.path, _stat(entry)))
 
     visit(path, prefix)
     return iter(sorted(listed, key=lambda one: one.file))

@@ -23,6 +23,7 @@ from equitools.core.errors import UsageError
 from equitools.data.images import encode_png
 from equitools.data.sources.source import Sample, Source, by_file
 
+Random = np.random.Generator
 TEXTURES = ("plain", "stripes", "checks", "dots", "grain")
 SPLITS = {"train": 0, "val": 1}
 ANGLE = 60.0  # degrees to either side
@@ -34,29 +35,24 @@ def _arc(cx: float, cy: float, radius: float, start: float, end: float, n: int =
     return [(cx + radius * math.cos(t), cy + radius * math.sin(t)) for t in turns]
 
 
+def _mirrored(right: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A right half from top to bottom, and its mirror image on the way back up."""
+    return right + [(-x, y) for x, y in reversed(right) if x]
+
+
 # Outlines in the unit square [-1, 1], x right, y down, standing upright at angle 0.
 _SHAPES: dict[str, list[tuple[float, float]]] = {
-    "arrow": [
-        (0, -1), (0.7, -0.2), (0.28, -0.2), (0.28, 1), (-0.28, 1), (-0.28, -0.2), (-0.7, -0.2),
-    ],
+    "arrow": _mirrored([(0, -1), (0.7, -0.2), (0.28, -0.2), (0.28, 1)]),
     "crescent": _arc(0, 0, 0.95, 40, 320) + _arc(0.35, 0, 0.68, 295, 65),
     "drop": [(0, -1), *_arc(0, 0.35, 0.62, -30, 210)],
     "dome": [*_arc(0, 0.5, 1.0, 180, 360), (1, 0.6), (-1, 0.6)],
     "ell": [(-0.6, -1), (-0.1, -1), (-0.1, 0.5), (0.75, 0.5), (0.75, 1), (-0.6, 1)],
     "heart": [(0, 0.95), *_arc(-0.46, -0.35, 0.5, 140, 330), *_arc(0.46, -0.35, 0.5, 210, 400)],
-    "house": [
-        (0, -1), (0.85, -0.2), (0.65, -0.2), (0.65, 0.9), (-0.65, 0.9), (-0.65, -0.2),
-        (-0.85, -0.2),
-    ],
-    "kite": [(0, -0.95), (0.65, -0.35), (0, 1.0), (-0.65, -0.35)],
-    "mushroom": [
-        *_arc(0, -0.1, 0.9, 180, 360), (0.3, -0.1), (0.42, 0.9), (-0.42, 0.9), (-0.3, -0.1),
-    ],
-    "tee": [
-        (-0.85, -0.95), (0.85, -0.95), (0.85, -0.45), (0.26, -0.45), (0.26, 1), (-0.26, 1),
-        (-0.26, -0.45), (-0.85, -0.45),
-    ],
-}  # fmt: skip
+    "house": _mirrored([(0, -1), (0.85, -0.2), (0.65, -0.2), (0.65, 0.9)]),
+    "kite": _mirrored([(0, -0.95), (0.65, -0.35), (0, 1.0)]),
+    "mushroom": _arc(0, -0.1, 0.9, 180, 360) + _mirrored([(0.3, -0.1), (0.42, 0.9)]),
+    "tee": _mirrored([(0.85, -0.95), (0.85, -0.45), (0.26, -0.45), (0.26, 1)]),
+}
 CLASSES = tuple(sorted(_SHAPES))
 
 
@@ -89,7 +85,7 @@ def draw(
     return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8), facts
 
 
-def _choose(rng: np.random.Generator, number: int, size: int) -> dict[str, Any]:
+def _choose(rng: Random, number: int, size: int) -> dict[str, Any]:
     """The factors of one picture; classes take turns, all else is uniform and independent."""
     label = number % len(CLASSES)
     u = rng.random(9).tolist()
@@ -101,13 +97,15 @@ def _choose(rng: np.random.Generator, number: int, size: int) -> dict[str, Any]:
         "texture": TEXTURES[int(u[1] * len(TEXTURES))],
         "hue": round(360 * u[2], 2),
         "angle": round(ANGLE * (2 * u[3] - 1), 2),
-        "center": [round(reach + (size - 2 * reach) * u[4], 2),
-                   round(reach + (0.85 * size - 2 * reach) * u[5], 2)],
+        "center": [
+            round(reach + (size - 2 * reach) * u[4], 2),
+            round(reach + (0.85 * size - 2 * reach) * u[5], 2),
+        ],
         "radius": round(radius, 2),
         "horizon": round(0.45 + 0.25 * u[6], 3),
         "light": round(1.6 * u[7] - 0.8, 3),
         "day": round(u[8], 3),
-    }  # fmt: skip
+    }
 
 
 def _silhouette(facts: dict[str, Any], size: int) -> np.ndarray:
@@ -123,7 +121,7 @@ def _silhouette(facts: dict[str, Any], size: int) -> np.ndarray:
     return np.asarray(fine.reduce(_FINE), np.float64) / 255
 
 
-def _ground_and_sky(rng: np.random.Generator, facts: dict[str, Any], size: int) -> np.ndarray:
+def _ground_and_sky(rng: Random, facts: dict[str, Any], size: int) -> np.ndarray:
     """A cloudy sky that brightens to the horizon, over a ground that gets finer towards it."""
     rows = (np.arange(size) + 0.5) / size
     horizon, day = facts["horizon"], facts["day"]
@@ -153,18 +151,17 @@ def _cast_shadow(picture: np.ndarray, mask: np.ndarray, facts: dict[str, Any]) -
     size, (_, cy), radius = len(mask), facts["center"], facts["radius"]
     ground = min(max(cy + 1.15 * radius, (facts["horizon"] + 0.08) * size), 0.95 * size)
     shift = -facts["light"] * 0.35 * radius
-    flat = Image.fromarray((mask * 255).astype(np.uint8)).transform(
-        (size, size), Image.Transform.AFFINE,
-        (1, 0, -shift, 0, 4, cy - 4 * ground), Image.Resampling.BILINEAR,
-    ).filter(ImageFilter.GaussianBlur(0.06 * radius))  # fmt: skip
+    squash = (1, 0, -shift, 0, 4, cy - 4 * ground)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    flat = Image.fromarray((mask * 255).astype(np.uint8))
+    flat = flat.transform((size, size), affine, squash, bilinear)
+    flat = flat.filter(ImageFilter.GaussianBlur(0.06 * radius))
     dark = np.asarray(flat, np.float64)[..., None] / 255
     dark[: int(facts["horizon"] * size)] = 0
     return picture * (1 - 0.6 * dark)
 
 
-def _surface(
-    rng: np.random.Generator, mask: np.ndarray, facts: dict[str, Any], size: int
-) -> np.ndarray:
+def _surface(rng: Random, mask: np.ndarray, facts: dict[str, Any], size: int) -> np.ndarray:
     """The object's color and texture, which turn with it, in light from above, which does not."""
     y, x = np.mgrid[:size, :size] + 0.5
     x, y = (x - facts["center"][0]) / facts["radius"], (y - facts["center"][1]) / facts["radius"]
@@ -176,9 +173,7 @@ def _surface(
     return (bright * amount + dim * (1 - amount)) * light[..., None]
 
 
-def _texture(
-    rng: np.random.Generator, name: str, u: np.ndarray, v: np.ndarray, size: int
-) -> np.ndarray:
+def _texture(rng: Random, name: str, u: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
     phase, rate = rng.random(2) * 2 * math.pi, 7 + 5 * rng.random()
     across, along = np.sin(rate * u + phase[0]), np.sin(rate * v + phase[1])
     grain = _noise(rng, size, 12, 12)
@@ -191,7 +186,7 @@ def _texture(
     return grain if name == "grain" else 0.85 + 0.3 * (grain - 0.5)
 
 
-def _noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
+def _noise(rng: Random, size: int, rows: int, columns: int) -> np.ndarray:
     """Smooth noise in about [0, 1]: a random grid, enlarged."""
     grid = Image.fromarray(rng.random((rows, columns)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float64)
@@ -229,6 +224,5 @@ def drawn_scenes(size: int, train: int, val: int, seed: int) -> Source:
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
             label, make = i % len(CLASSES), partial(render, seed, split, i, size)
-            name = f"{CLASSES[label]}/{i:06d}.png"
-            splits[split].append(Sample(name, label, make=make))
+            splits[split].append(Sample(f"{CLASSES[label]}/{i:06d}.png", label, make=make))
     return by_file(Source("scenes", splits, list(CLASSES)))

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 # The suffixes that torchvision's ImageFolder reads; .jpeg and .jpe are packed as jpg.
-SUFFIXES = {
-    ".jpg": "jpg", ".jpeg": "jpg", ".jpe": "jpg", ".png": "png", ".webp": "webp", ".bmp": "bmp",
-    ".ppm": "ppm", ".pgm": "pgm", ".tif": "tif", ".tiff": "tif",
-}  # fmt: skip
+ENDS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
+SUFFIXES = {f".{end}": {"jpeg": "jpg", "jpe": "jpg", "tiff": "tif"}.get(end, end) for end in ENDS}
 
 
 def suffix(name: str) -> str:
@@ -40,6 +38,11 @@ class Sample:
     def extension(self) -> str:
         """The member's extension in the shard."""
         return SUFFIXES[suffix(self.file)]
+
+
+def of_file(name: str, label: int, path: str, facts: os.stat_result) -> Sample:
+    """The sample that a file is."""
+    return Sample(name, label, path, None, facts.st_size, facts.st_mtime_ns)
 
 
 @dataclass
@@ -72,9 +75,7 @@ def rank(seed: int, purpose: str, name: str) -> bytes:
 
 
 def by_file(source: Source) -> Source:
-    ordered = {
-        split: sorted(samples, key=lambda one: one.file)
-        for split, samples in source.splits.items()
-        if samples
-    }
+    """The source with the samples of each split in order, empty splits left out."""
+    splits = {name: samples for name, samples in source.splits.items() if samples}
+    ordered = {name: sorted(splits[name], key=lambda one: one.file) for name in splits}
     return replace(source, splits=ordered)

@@ -17,6 +17,8 @@ from equitools.core.errors import DataError, UsageError
 from equitools.data.sources import EMBEDDED, open_source
 from equitools.data.sources.source import Sample, Source, rank
 
+Samples = list[Sample]
+
 
 def select(settings: dict[str, Any]) -> Source:
     """The source's listing, after classes, held-out split, list and fraction."""
@@ -68,9 +70,8 @@ def keep_classes(source: Source, wanted: list[str] | None) -> Source:
         return source
     known = {name: label for label, name in enumerate(source.classes or [])}
     if missing := [name for name in wanted if name not in known]:
-        raise DataError(
-            f"{source.name} has no class '{missing[0]}'; it has {', '.join(known)[:200]}"
-        )
+        has = ", ".join(known)[:200]
+        raise DataError(f"{source.name} has no class '{missing[0]}'; it has {has}")
     new = {known[name]: label for label, name in enumerate(wanted)}
     splits = {
         split: [replace(one, label=new[one.label]) for one in samples if one.label in new]
@@ -92,20 +93,19 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
         return source
     notes = list(source.notes)
     if "val" in source.splits:
-        return replace(
-            source, notes=[*notes, f"{source.name} has a val split: holdout is not used"]
-        )
+        notes.append(f"{source.name} has a val split: holdout is not used")
+        return replace(source, notes=notes)
     train = source.splits["train"]
-    held, kept = _divide(train, share, seed, "holdout", spare=1)
+    held, rest = _divide(train, share, seed, "holdout", spare=1)
     if not held:
-        held, kept = _divide(train, share, seed, "holdout", spare=1, by_class=False)
+        held, rest = _divide(train, share, seed, "holdout", spare=1, by_class=False)
         notes.append(
             f"holdout={share}: every class has one image, so {len(held)} of {len(train)} are drawn"
             " over all of them, and train lacks the classes of val"
         )
     if not held:
         raise DataError(f"shard.holdout={share} of {len(train)} image leaves a split empty")
-    return replace(source, splits={"train": kept, "val": held}, notes=notes)
+    return replace(source, splits={"train": rest, "val": held}, notes=notes)
 
 
 def take_fraction(source: Source, share: float, seed: int) -> Source:
@@ -119,13 +119,8 @@ def take_fraction(source: Source, share: float, seed: int) -> Source:
 
 
 def _divide(
-    samples: list[Sample],
-    share: float,
-    seed: int,
-    purpose: str,
-    spare: int = 0,
-    by_class: bool = True,
-) -> tuple[list[Sample], list[Sample]]:
+    samples: Samples, share: float, seed: int, purpose: str, spare: int = 0, by_class: bool = True
+) -> tuple[Samples, Samples]:
     """(the share, the rest), class by class, each in the order it came.
 
     The share takes at least one of a class, and leaves at least `spare`.
@@ -160,8 +155,8 @@ def take_listed(source: Source, path: str | None) -> Source:
         if len(files) > 1:
             raise DataError(f"'{name}' in {path} means {len(files)} files; write class/{name}")
         chosen |= set(files) or {name}
-    kept = [one for one in samples if one.file in chosen]
-    if not kept:
+    train = [one for one in samples if one.file in chosen]
+    if not train:
         raise DataError(f"none of the {len(names)} files in {path} is in the source's train split")
-    note = f"{path}: {len(kept)} of {len(names)} listed files are in the source and taken"
-    return replace(source, splits={**source.splits, "train": kept}, notes=[*source.notes, note])
+    note = f"{path}: {len(train)} of {len(names)} listed files are in the source and taken"
+    return replace(source, splits={**source.splits, "train": train}, notes=[*source.notes, note])

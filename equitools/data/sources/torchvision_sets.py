@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ import numpy as np
 
 from equitools.core.errors import DataError, EquiError, UsageError
 from equitools.data import images
-from equitools.data.sources.source import SUFFIXES, Sample, Source, suffix
+from equitools.data.sources.source import SUFFIXES, Sample, Source, of_file, suffix
 from equitools.manifest import files
 
 # The published transfer protocols train on these splits; elsewhere on "train".
-TRAIN_SPLIT = {
-    "OxfordIIITPet": "trainval", "FGVCAircraft": "trainval", "Places365": "train-standard",
-}  # fmt: skip
+TRAIN_SPLIT = dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), "trainval")
+TRAIN_SPLIT |= {"Places365": "train-standard"}
 VAL_SPLITS = ("test", "val", "valid")
 
 
@@ -45,13 +45,10 @@ def torchvision_set(
     if name not in namespace.__all__ or not inspect.isclass(maker):
         raise UsageError(f"torchvision has no data set '{name}'; write it as in its documentation")
     parameters = inspect.signature(maker).parameters
-    common = dict(args)
-    if "root" in parameters:
-        if root is None:
-            raise UsageError(f"torchvision:{name} needs root=DIR, the folder where it lies")
-        common["root"] = root
-    if "download" in parameters:
-        common["download"] = download
+    if "root" in parameters and root is None:
+        raise UsageError(f"torchvision:{name} needs root=DIR, the folder where it lies")
+    given = {"root": root, "download": download}
+    common = args | {key: value for key, value in given.items() if key in parameters}
     source = Source(name.lower(), {}, None)
     for split, choice in _choices(name, parameters, train_split, val_split):
         dataset = _open(maker, name, common | choice)
@@ -92,10 +89,8 @@ def _open(maker: Any, name: str, arguments: dict[str, Any]) -> Any:
 def _open_val(maker: Any, name: str, arguments: dict[str, Any]) -> Any:
     """The first of the usual names that the set knows; None when it knows none."""
     for split in VAL_SPLITS:
-        try:
+        with suppress(UsageError):
             return _open(maker, name, arguments | {"split": split})
-        except UsageError:
-            continue
     return None
 
 
@@ -124,7 +119,7 @@ def _samples(dataset: Any, classes: list[str] | None) -> list[Sample]:
         except OSError as error:
             raise DataError(f"the set lists an image that is not there: {path}") from error
         name = Path(path).relative_to(root).as_posix()
-        samples.append(Sample(name, label, path, None, facts.st_size, facts.st_mtime_ns))
+        samples.append(of_file(name, label, path, facts))
     return sorted(samples, key=lambda one: one.file)
 
 
@@ -138,11 +133,11 @@ def _files(dataset: Any) -> list[tuple[str, int]] | None:
             return None
         pairs = list(zip(paths, labels, strict=True))
     try:
-        found = [(str(files.absolute(path)), int(label)) for path, label in pairs]
+        listed = [(str(files.absolute(path)), int(label)) for path, label in pairs]
     except (TypeError, ValueError):
         return None
-    known = all(suffix(path) in SUFFIXES for path, _ in found)
-    return found if known and found and any(Path(path).is_file() for path, _ in found) else None
+    known = listed and all(suffix(path) in SUFFIXES for path, _ in listed)
+    return listed if known and any(Path(path).is_file() for path, _ in listed) else None
 
 
 def _made(dataset: Any, i: int, classes: list[str] | None) -> Sample:
