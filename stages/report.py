@@ -53,8 +53,8 @@ def _help() -> str:
         " file there (DIR/table.md, DIR/why.md), beside the figures.\n\n\b",
     ]
     for name, line in schema.menu(report):
-        lines.append(f"{name:13} {line}")
-        lines += [" " * 14 + knobs for knobs in textwrap.wrap(_knobs(getattr(report, name)), 84)]
+        lines.append(f"{name:11} {line}")
+        lines += [" " * 12 + knobs for knobs in textwrap.wrap(_knobs(getattr(report, name)), 86)]
     return "\n".join(lines)
 
 

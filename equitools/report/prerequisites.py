@@ -23,7 +23,7 @@ def prerequisites(
     scale: str = "mini",
     lacks: tuple[str, ...] = (),
 ) -> str:
-    """What make builds for tables=FILE,…: reads_TABLE, draw_TABLE, or needs_TABLE, as lines.
+    """What make builds for tables=FILE,… and how it draws, as lines of a Makefile.
 
     tables: files of manifests/table/. scale: of the cells. lacks: data that are not there.
     """
