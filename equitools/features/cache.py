@@ -23,7 +23,7 @@ from equitools.core.errors import DataError
 from equitools.nn import serialization
 
 BLOCK = 1024
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 
 
 class Blocks:
@@ -88,7 +88,7 @@ class Single:
         path = self.folder / f"{name}.safetensors"
         if self.has(name):
             if not self._told:
-                said.info("what is known already is read from %s", self.folder)
+                log.info("what is known already is read from %s", self.folder)
             self._told = True
             return serialization.load_tensors(path)["features"]
         found = compute()

@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import UsageError
+from equitools.data.shards.index import ShardIndex
 from equitools.features.cache import Blocks
 from equitools.features.encoders import fingerprint, freeze
 from equitools.features.labels import classes_of
-from equitools.features.table import Perturbation, Table
+from equitools.features.table import FeatureTable, Perturbation, Stream
 from equitools.features.transform import Transform, load
 
 
-def choose_layers(encoder: Any, layers: str, default: str) -> str:
+def choose_layers(encoder: Encoder, layers: str, default: str) -> str:
     """`last` (pooled) or `clsN` (CLS of the last N blocks, normed); `auto` is the default.
 
     A convolutional net has no CLS tokens and gives `last`, whatever the default.
@@ -60,8 +62,8 @@ def subset(count: int, limit: int | None) -> list[int]:
 
 
 def extract(
-    encoder: Any,
-    index: Any,
+    encoder: Encoder,
+    index: ShardIndex,
     *,
     transform: Transform,
     layers: str = "last",
@@ -73,7 +75,7 @@ def extract(
     changed: Any = None,
     cache: Path | None = None,
     progress: Callable[[int], Any] | None = None,
-) -> Table:
+) -> FeatureTable:
     """Features of a split (an index with labels, keys, classes, digest and `image(i)`).
 
     layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop; changed:
@@ -84,7 +86,7 @@ def extract(
     """
     freeze(encoder, device)
     rows = subset(len(index), limit)
-    table = Table(
+    table = FeatureTable(
         torch.empty(0),
         torch.as_tensor(np.asarray(index.labels)[rows], dtype=torch.int64),
         [index.keys[i] for i in rows],
@@ -109,15 +111,24 @@ def extract(
         shown = pixels if perturb is None else perturb(pixels, keys)
         return encode(encoder, transform.normalized(shown), layers)
 
-    fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
-         workers=workers, progress=progress)  # fmt: skip
+    fill(
+        blocks,
+        index,
+        rows,
+        of,
+        transform,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
     table.features = blocks.features
     return table
 
 
 def fill(
     blocks: Blocks,
-    index: Any,
+    index: ShardIndex,
     rows: Sequence[int],
     of: Callable[[Tensor, Sequence[str]], Tensor],
     transform: Transform,
@@ -145,7 +156,7 @@ def fill(
 
 
 def pictures(
-    index: Any,
+    index: ShardIndex,
     rows: Sequence[int],
     transform: Transform,
     *,
@@ -159,19 +170,19 @@ def pictures(
 
 
 def _shown(
-    index: Any, batches: Sequence[Sequence[int]], transform: Transform, **knobs: Any
+    index: ShardIndex, batches: Sequence[Sequence[int]], transform: Transform, **knobs: Any
 ) -> Iterator[tuple[Tensor, list[str]]]:
     for batch, pixels in zip(batches, load(index, batches, transform, **knobs), strict=True):
         yield pixels, [index.keys[i] for i in batch]
 
 
 @torch.no_grad()
-def encode(encoder: Any, image: Tensor, layers: str) -> Tensor:
+def encode(encoder: Encoder, image: Tensor, layers: str) -> Tensor:
     """Features b d of normalized pictures, fp32, without a gradient."""
     return vectors(encoder, image, layers)
 
 
-def vectors(encoder: Any, image: Tensor, layers: str) -> Tensor:
+def vectors(encoder: Encoder, image: Tensor, layers: str) -> Tensor:
     """Features b d of normalized pictures, fp32."""
     if layers == "last":
         return encoder(image).pooled.float()
@@ -181,8 +192,8 @@ def vectors(encoder: Any, image: Tensor, layers: str) -> Tensor:
 
 
 def stream(
-    encoder: Any,
-    index: Any,
+    encoder: Encoder,
+    index: ShardIndex,
     rows: Sequence[int],
     *,
     transform: Transform,
@@ -190,8 +201,9 @@ def stream(
     augment: bool = True,
     device: str | torch.device = "cpu",
     workers: int = 0,
-) -> Callable[[Iterable[Tensor], int, int], Iterator[Tensor]]:
-    """`Table.stream`: features of new crops each epoch, or of the same pictures without `augment`.
+) -> Stream:
+    """`FeatureTable.stream`: features of new crops each epoch, or (not `augment`) of the same
+    pictures.
 
     rows: the split's positions that the table's rows stand for. batches of row numbers come in,
     features of as many pictures go out.

@@ -16,22 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
+from equitools.data.shards.index import ShardIndex
 from equitools.features import encoders
 from equitools.features import extract as features_extract
 from equitools.features.cache import Blocks
 from equitools.features.extract import choose_layers, encode, fill, subset
+from equitools.features.transform import Transform
 
 Maps = Callable[[Tensor], dict[int, Tensor]]  # uint8 or [0, 1] b 3 h w → {layer: b d h w}
 Rows = Callable[[Tensor, Sequence[str]], Tensor]  # uint8 b 3 h w, keys → b width
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewer
 
 
 @dataclass
 class Vectors:
     """One vector for a picture: `of` takes pictures b 3 h w to b (blocks · width), fp32. layers,
-    blocks, width and split are those of a features.Table. normalized prepares pictures for copy(),
+    blocks, width and split are those of a FeatureTable. normalized prepares pictures for copy(),
     which is the encoder once more, for those who train it on the device."""
 
     of: Callable[[Tensor], Tensor]
@@ -40,12 +43,12 @@ class Vectors:
     width: int
     split: int | None
     normalized: Callable[[Tensor], Tensor] | None = None
-    copy: Callable[[], Any] | None = None
+    copy: Callable[[], Encoder] | None = None
     device: str = "cpu"
 
 
 @dataclass
-class Source:
+class FrozenMaps:
     """Pictures of the splits, and maps of any pictures.
 
     pictures(split, limit, batch_size, order=None) gives uint8 b 3 size size and keys, and says how
@@ -87,7 +90,7 @@ class Source:
         return rows, names
 
 
-def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
+def choose(encoder: Encoder, wanted: Sequence[int] | None) -> list[int]:
     """Layers counted from 1, negative ones from the end; None is all that have maps.
 
     Raises UsageError for a network without maps, and for a layer that it does not have.
@@ -110,7 +113,7 @@ def quarters(depth: int) -> list[int]:
     return sorted({1, *(max(1, round(depth * share / 4)) for share in (1, 2, 3, 4))})
 
 
-def maps_of(encoder: Any, transform: Any, layers: Sequence[int], *, norm: bool) -> Maps:
+def maps_of(encoder: Encoder, transform: Transform, layers: Sequence[int], *, norm: bool) -> Maps:
     """A function from pictures (uint8, or floats in [0, 1]) to the encoder's maps, fp32.
 
     norm: a ViT's final norm on the tokens of every block.
@@ -130,7 +133,7 @@ def _normed(cells: Tensor, norm: nn.Module | None) -> Tensor:
     return cells if norm is None else norm(cells.movedim(1, -1)).movedim(-1, 1)
 
 
-def cell(encoder: Any, size: int) -> int:
+def cell(encoder: Encoder, size: int) -> int:
     """Of how many pixels the sides of other pictures are multiples: a ViT's patch, a CNN's
     coarsest stride (but a seventh of small pictures, which it would leave no map)."""
     if encoder.patch_size:
@@ -150,26 +153,23 @@ def refuses_other_shapes(maps: Maps, size: int, cell: int, device: str) -> str |
     return None
 
 
-def source(
-    encoder: Any,
-    splits: dict[str, Any],
-    transform: Any,
+def frozen(
+    encoder: Encoder,
+    splits: dict[str, ShardIndex],
+    transform: Transform,
     layers: list[int],
+    settings: dict[str, Any],
     *,
-    untrained: Callable[[], Any],
-    norm: bool,
-    seed: int,
-    limit: int | None,
-    device: str,
-    batch_size: int,
-    workers: int,
+    untrained: Callable[[], Encoder],
     progress: Callable[[int], Any],
     cache: Path | None = None,
     resume: Callable[..., Any] | None = None,
-) -> Source:
+) -> FrozenMaps:
     """What evaluations see of an encoder (`untrained()`: another with random weights) and of the
-    index of every split; no split gives more than `limit` pictures. cache: a folder for what is
-    kept (encoders.features_folder)."""
+    index of every split. settings: norm, seed, limit (of the pictures of a split), device, workers
+    and extract_batch_size. cache: a folder for what is computed once (encoders.features_folder)."""
+    norm, limit, device = settings["norm"], settings["limit"], settings["device"]
+    batch_size, workers = settings["extract_batch_size"], settings["workers"]
     encoders.freeze(encoder, device)
     maps = maps_of(encoder, transform, layers, norm=norm)
     side = cell(encoder, transform.size)
@@ -195,10 +195,19 @@ def source(
         asked = [encoders.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
         blocks = Blocks(cache, [*asked, what], len(rows), width)
         if blocks.read:
-            said.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
+            log.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
             progress(blocks.read)
-        fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
-                      workers=workers, progress=progress)  # fmt: skip
+        fill(
+            blocks,
+            index,
+            rows,
+            of,
+            transform,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
         return blocks.features, [index.keys[i] for i in rows]
 
     def random_maps() -> Maps:
@@ -211,13 +220,28 @@ def source(
         blocks = 1 if chosen == "last" else int(chosen.removeprefix("cls"))
         return Vectors(
             lambda image: encode(encoder, transform.normalized(image), chosen),
-            chosen, blocks, encoder.dim, encoder.split, transform.normalized,
-            lambda: deepcopy(encoder), device,
-        )  # fmt: skip
+            chosen,
+            blocks,
+            encoder.dim,
+            encoder.split,
+            transform.normalized,
+            lambda: deepcopy(encoder),
+            device,
+        )
 
     refused = refuses_other_shapes(maps, transform.size, side, device)
-    return Source(
-        pictures, maps, random_maps, layers, side, refused, seed, batch_size, vectors, keep, resume
+    return FrozenMaps(
+        pictures,
+        maps,
+        random_maps,
+        layers,
+        side,
+        refused,
+        settings["seed"],
+        batch_size,
+        vectors,
+        keep,
+        resume,
     )
 
 

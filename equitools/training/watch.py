@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from equitools.backbones.encoder import Encoder
 from equitools.core import distributed
 from equitools.core.errors import NumericalError
 from equitools.core.records import Features, Step
@@ -124,7 +125,7 @@ def crossed(every: float, length: Any, step: int) -> bool:
 
 
 def nearest_neighbors(
-    settings: dict[str, Any], document: dict[str, Any], index: Any, encoder: nn.Module
+    settings: dict[str, Any], document: dict[str, Any], index: Any, encoder: Encoder
 ) -> dict[str, float]:
     """20-nearest-neighbor accuracy, in percent, and effective rank, on a val split if there is one.
 

@@ -93,7 +93,7 @@ def test_the_result_follows_from_the_seed_and_disturbs_nothing(encoder, recipe):
 @pytest.mark.parametrize("recipe", [PAPER, MODERN])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_path, monkeypatch):
     recipe = replace(recipe, epochs=4, lr=0.05, drop_path=0.0)
-    kept = finetuning.Kept(tmp_path / "resume.safetensors", "this run")
+    kept = finetuning.ResumePoint(tmp_path / "resume.safetensors", "this run")
     whole, killed, again = (network(encoder) for _ in range(3))
     expected = fit(whole, recipe)
 
@@ -116,9 +116,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_pat
 
 def test_the_state_of_another_run_is_not_taken(encoder, tmp_path):
     recipe, path = replace(PAPER, epochs=1, lr=0.05), tmp_path / "resume.safetensors"
-    fit(network(encoder), recipe, kept=finetuning.Kept(path, "another"))
+    fit(network(encoder), recipe, kept=finetuning.ResumePoint(path, "another"))
     seen = []
-    fit(network(encoder), recipe, seen, kept=finetuning.Kept(path, "this run"))
+    fit(network(encoder), recipe, seen, kept=finetuning.ResumePoint(path, "this run"))
     assert seen == [4, 4, 3]
 
 

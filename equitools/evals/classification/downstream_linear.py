@@ -19,8 +19,8 @@ from equitools.core.errors import UsageError
 from equitools.evals.classification.labeled import Labeled
 from equitools.evals.classifiers import logistic, mlp
 from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan, percents, spread
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining, percents, spread
 from equitools.features.table import Outcome, part
 
 # The knobs of one head; with the other they would do nothing.
@@ -52,7 +52,7 @@ def evaluate(
     features of the evaluation transform instead of new crops.
     """
     if head == "sgd":
-        return _sgd(source, Plan(epochs, lrs, batch_size, seeds), cached)
+        return _sgd(source, HeadTraining(epochs, lrs, batch_size, seeds), cached)
     if not 0 < holdout < 1 or iterations < 1:
         raise UsageError("transfer.holdout lies between 0 and 1; transfer.iterations is at least 1")
     if penalties is not None and (not penalties or min(penalties) <= 0):
@@ -62,7 +62,8 @@ def evaluate(
 
 
 def check(settings: dict[str, Any]) -> None:
-    """UsageError for a knob, changed from its default, of a head that is not asked for."""
+    """UsageError for a knob, changed from its default, of a head that is not asked for; logistic
+    regression sees the whole short side of a picture, as its protocol."""
     defaults = inspect.signature(evaluate).parameters
     other = "sgd" if settings["head"] == "logistic" else "logistic"
     for key in KNOBS[other]:
@@ -71,6 +72,8 @@ def check(settings: dict[str, Any]) -> None:
                 f"transfer.{key} is of head={other}, and the head is {settings['head']}; say"
                 f" head={other} or leave {key} out"
             )
+    if settings["head"] == "logistic":
+        settings["crop_pct"] = settings["crop_pct"] or 1.0
 
 
 def _logistic(
@@ -121,17 +124,15 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     return held
 
 
-def _sgd(source: Labeled, plan: Plan, cached: bool) -> Outcome:
-    """Heads by probing's protocol, and their macro accuracy."""
+def _sgd(source: Labeled, plan: HeadTraining, cached: bool) -> Outcome:
+    """HeadBank by probing's protocol, and their macro accuracy."""
     train, test = source.tables()
     train.stream = None if cached else source.stream()
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
-        return Heads(width, classes, rates, torch.Generator().manual_seed(seed))
+    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
+        return HeadBank(width, classes, rates, torch.Generator().manual_seed(seed))
 
-    total = len(train.labels) * plan.epochs * len(plan.seeds)
-    with source.progress(total, "training heads", "sample") as bar:
-        train.progress = bar.advance
+    with source.training(train):
         outcome = classifiers_protocol.train(train, test, source.parts, source.slicing, heads, plan)
     for name in source.parts:
         x, runs = part(test, name, source.slicing), {}

@@ -44,10 +44,16 @@ def evaluate(
     the crops.
     """
     given = {
-        "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup": warmup,
-        "layer_decay": layer_decay, "smoothing": smoothing, "mixup": mixup, "cutmix": cutmix,
+        "epochs": epochs,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "layer_decay": layer_decay,
+        "smoothing": smoothing,
+        "mixup": mixup,
+        "cutmix": cutmix,
         "drop_path": drop_path,
-    }  # fmt: skip
+    }
     chosen = _chosen(recipe, given)
     count = len(source.rows["train"])
     batch = min(batch_size, count)
@@ -96,9 +102,14 @@ def _chosen(recipe: str, given: dict[str, Any]) -> finetuning.Recipe:
 
 
 def _run(
-    source: Labeled, name: str, network: finetuning.Classifier, recipe: finetuning.Recipe,
-    batch: int, seed: int, progress: Any,
-) -> dict[str, float]:  # fmt: skip
+    source: Labeled,
+    name: str,
+    network: finetuning.Classifier,
+    recipe: finetuning.Recipe,
+    batch: int,
+    seed: int,
+    progress: Any,
+) -> dict[str, float]:
     """One part, one seed."""
     return finetuning.fit(
         network,

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan
-from equitools.features.table import Outcome, Table
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining
+from equitools.features.table import FeatureTable, Outcome
 
 RATES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 
 
 def evaluate(
-    train: Table,
-    test: Table,
+    train: FeatureTable,
+    test: FeatureTable,
     parts: Sequence[str],
     slicing: str,
     *,
@@ -43,11 +43,13 @@ def evaluate(
     Features are those of `train`, or of its `stream` (new ones each epoch) where it has one.
     """
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
+    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
         generator = torch.Generator().manual_seed(seed)
-        return Heads(width, classes, rates, generator, momentum=momentum, weight_decay=weight_decay)
+        return HeadBank(
+            width, classes, rates, generator, momentum=momentum, weight_decay=weight_decay
+        )
 
-    plan = Plan(epochs, lrs, batch_size, seeds, holdout=holdout, standardize=standardize)
+    plan = HeadTraining(epochs, lrs, batch_size, seeds, holdout=holdout, standardize=standardize)
     outcome = classifiers_protocol.train(train, test, parts, slicing, heads, plan)
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0",

@@ -17,13 +17,13 @@ from torch import Tensor
 from equitools.core.errors import UsageError
 from equitools.evals.classifiers import protocol as classifiers_protocol
 from equitools.evals.classifiers.mlp import Classifiers
-from equitools.evals.classifiers.protocol import Plan, constant, cosine
-from equitools.features.table import Outcome, Table
+from equitools.evals.classifiers.protocol import HeadTraining, constant, cosine
+from equitools.features.table import FeatureTable, Outcome
 
 
 def evaluate(
-    train: Table,
-    test: Table,
+    train: FeatureTable,
+    test: FeatureTable,
     parts: Sequence[str],
     slicing: str,
     *,
@@ -51,10 +51,16 @@ def evaluate(
     def heads(width: int, classes: int, rates: Tensor, seed: int) -> Classifiers:
         return Classifiers(width, classes, rates, seed, hidden=hidden, weight_decay=weight_decay)
 
-    plan = Plan(
-        epochs, lrs, batch_size, seeds, holdout=holdout, per=1024, standardize=standardize,
+    plan = HeadTraining(
+        epochs,
+        lrs,
+        batch_size,
+        seeds,
+        holdout=holdout,
+        per=1024,
+        standardize=standardize,
         schedule={"cosine": cosine, "constant": constant}[schedule],
-    )  # fmt: skip
+    )
     outcome = classifiers_protocol.train(train, test, parts, slicing, heads, plan)
     words = "cosine per epoch to 0" if schedule == "cosine" else "constant rate"
     outcome.facts = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from equitools.evals.classifiers import protocol as classifiers_protocol
 
 
-class Heads:
+class HeadBank:
     """H linear heads on one part, trained together: weight (D, H, C), so that all heads are one
     matrix product, and bias (H, C).
 

@@ -39,8 +39,10 @@ class Classifiers:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first = heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
-        self.nets = [heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
-                     for _ in self.rates]  # fmt: skip
+        self.nets = [
+            heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
+            for _ in self.rates
+        ]
         for net in self.nets:
             net.load_state_dict(first.state_dict())
             net.to(rates.device)

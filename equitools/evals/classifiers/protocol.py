@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from equitools.core.errors import NumericalError, UsageError
-from equitools.features.table import Outcome, Table, part
+from equitools.features.table import FeatureTable, Outcome, part
 
 
 def cosine(epoch: int, epochs: int) -> float:
@@ -33,7 +33,7 @@ def constant(epoch: int, epochs: int) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HeadTraining:
     """How heads are trained.
 
     lrs: base learning rates for `per` samples; a batch of b has lr · b / per. seeds: of
@@ -80,7 +80,12 @@ Make = Callable[[int, int, Tensor, int], Heads]  # width, classes, H rates, seed
 
 
 def train(
-    train: Table, test: Table, parts: Sequence[str], slicing: str, make: Make, plan: Plan
+    train: FeatureTable,
+    test: FeatureTable,
+    parts: Sequence[str],
+    slicing: str,
+    make: Make,
+    plan: HeadTraining,
 ) -> Outcome:
     """Accuracy of each part for every seed and as mean ± sd, the heads, and how it was done."""
     runs = [_train(train, test, parts, slicing, make, plan, seed) for seed in plan.seeds]
@@ -141,7 +146,13 @@ class _Found:
 
 
 def _train(
-    train: Table, test: Table, parts: Sequence[str], slicing: str, make: Make, plan: Plan, seed: int
+    train: FeatureTable,
+    test: FeatureTable,
+    parts: Sequence[str],
+    slicing: str,
+    make: Make,
+    plan: HeadTraining,
+    seed: int,
 ) -> dict[str, _Found]:
     """All parts and rates of one seed in one pass over the features."""
     generator = torch.Generator().manual_seed(seed)
@@ -179,7 +190,9 @@ def _train(
 class _Part:
     """The channels of one part and, where asked, the scaling of its features."""
 
-    def __init__(self, train: Table, test: Table, name: str, slicing: str, standardize: bool):
+    def __init__(
+        self, train: FeatureTable, test: FeatureTable, name: str, slicing: str, standardize: bool
+    ):
         self.channels = part(train, name, slicing, index=True)
         self.mean, self.sd = torch.tensor(0.0), torch.tensor(1.0)
         fixed = train.features[:, self.channels]
@@ -193,7 +206,7 @@ class _Part:
 
 
 def _batches(
-    train: Table, order: Tensor, batch: int, seed: int, epoch: int
+    train: FeatureTable, order: Tensor, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, features) of each batch of an epoch: from the table, or new from its stream."""
     blocks = order.split(batch)
@@ -204,7 +217,13 @@ def _batches(
 
 
 def _choose(
-    heads: Heads, data: _Part, train: Table, test: Table, held: Tensor, plan: Plan, best: Tensor
+    heads: Heads,
+    data: _Part,
+    train: FeatureTable,
+    test: FeatureTable,
+    held: Tensor,
+    plan: HeadTraining,
+    best: Tensor,
 ) -> _Found:
     """The rate whose held-out accuracy is highest (the smallest of equals), and its scores."""
     device = train.features.device
@@ -226,7 +245,7 @@ def _choose(
     return _Found(scores, plan.lrs[chosen], heads.tensors(row, data.mean, data.sd), held_out)
 
 
-def _facts(train: Table, plan: Plan) -> dict[str, Any]:
+def _facts(train: FeatureTable, plan: HeadTraining) -> dict[str, Any]:
     batch = min(plan.batch_size, len(train.labels))
     several = f"lr by top-1 on {plan.holdout:g} of train, seeded" if len(plan.lrs) > 1 else "one lr"
     return {

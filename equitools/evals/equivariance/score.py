@@ -27,9 +27,10 @@ from torch.nn import functional as F
 
 from equitools.core.errors import DataError, UsageError
 from equitools.evals.equivariance import transformed_pairs
-from equitools.features.maps import Maps, Source
+from equitools.features.maps import FrozenMaps, Maps
 from equitools.features.table import Outcome
 
+LIMITS = {"val": "images"}  # the knob that limits the pictures of a split
 BLOCK = 32  # pictures that share the two grids of their scaling
 FLAT = 1e-5  # a centered cell below this share of the map's size is rounding
 ACTIONS = {
@@ -41,7 +42,7 @@ ACTIONS = {
 
 
 def evaluate(
-    source: Source,
+    source: FrozenMaps,
     *,
     images: int = 5000,
     groups: list[str] = ["rotation", "flip", "scale"],  # noqa: B006

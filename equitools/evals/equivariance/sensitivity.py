@@ -25,17 +25,18 @@ from equitools.augment import rng
 from equitools.core.errors import UsageError
 from equitools.evals.classifiers import finetuning
 from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan, spread
-from equitools.features.maps import Source, Vectors
-from equitools.features.table import Outcome, Table, channels, part
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining, spread
+from equitools.features.maps import FrozenMaps, Vectors
+from equitools.features.table import FeatureTable, Outcome, channels, part
 from equitools.nn import collapse
 
 TURNS = 4
+LIMITS = {"val": "test_pictures", "train": "train_pictures"}
 
 
 def evaluate(
-    source: Source,
+    source: FrozenMaps,
     *,
     parts: list[str] | None = None,
     features: str = "auto",
@@ -69,10 +70,10 @@ def evaluate(
     train = turned(source, vectors, "train", train_pictures, every=False)
     test = turned(source, vectors, "val", test_pictures, every=True)
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
-        return Heads(width, classes, rates, torch.Generator().manual_seed(seed))
+    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
+        return HeadBank(width, classes, rates, torch.Generator().manual_seed(seed))
 
-    plan = Plan(epochs, lrs, batch_size, seeds, standardize=standardize)
+    plan = HeadTraining(epochs, lrs, batch_size, seeds, standardize=standardize)
     outcome = classifiers_protocol.train(train, test, asked, slicing, heads, plan)
     for name in asked:
         outcome.scores[f"{name}/chance"] = 100 / TURNS
@@ -99,18 +100,25 @@ def evaluate(
     return outcome
 
 
-def pictures_read(knobs: dict[str, Any], split: int | None, train: int, test: int) -> int:
-    """How many pictures are read in all, of so many in each split: for a progress display."""
+def passes(knobs: dict[str, Any], split: int | None) -> int:
+    """How often every picture is read in all: for a progress display."""
     if not knobs["finetune"]:
-        return train + test
+        return 1
     parts = knobs["parts"] or (["all", "ir", "ef"] if split else ["all"])
-    return (train + test) * (1 + len(parts) * len(knobs["seeds"]) * knobs["tuning_epochs"])
+    return 1 + len(parts) * len(knobs["seeds"]) * knobs["tuning_epochs"]
 
 
 def tuned(
-    source: Source, vectors: Vectors, name: str, slicing: str, recipe: finetuning.Recipe,
-    batch: int, seeds: Sequence[int], limits: tuple[int | None, int | None], count: int,
-) -> dict[str, float]:  # fmt: skip
+    source: FrozenMaps,
+    vectors: Vectors,
+    name: str,
+    slicing: str,
+    recipe: finetuning.Recipe,
+    batch: int,
+    seeds: Sequence[int],
+    limits: tuple[int | None, int | None],
+    count: int,
+) -> dict[str, float]:
     """The scores of whole networks that are trained on `count` pictures to tell the turn from a
     part, by seed."""
     assert vectors.copy is not None
@@ -137,17 +145,23 @@ def tuned(
         matters = (seed, slicing, asdict(recipe), batch, limits, source.seed)
         kept = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
         runs[f"seed{seed}"] = finetuning.fit(
-            network.to(vectors.device), train, test, recipe, steps=steps, batch_size=batch,
-            seed=seed, kept=kept,
-        )  # fmt: skip
+            network.to(vectors.device),
+            train,
+            test,
+            recipe,
+            steps=steps,
+            batch_size=batch,
+            seed=seed,
+            kept=kept,
+        )
     scores = {f"{seed}/{key}": v for seed, found in runs.items() for key, v in found.items()}
     scores = {f"finetune/{name}/{key}": value for key, value in scores.items()}
     return scores | spread(runs, f"finetune/{name}")
 
 
 def turned(
-    source: Source, vectors: Vectors, split: str, limit: int | None, *, every: bool
-) -> Table:
+    source: FrozenMaps, vectors: Vectors, split: str, limit: int | None, *, every: bool
+) -> FeatureTable:
     """Vectors of a split's pictures, each at one turn or (`every`) at all four; labels say which.
 
     Rows are in the order of pictures, all turns of one picture together.
@@ -161,10 +175,15 @@ def turned(
     what = ["turns", vectors.layers, source.seed, every]
     found, names = source.table(split, limit, what, times * width, of)
     labels = torch.stack(list(_turns(names, source.seed, every)), dim=1).flatten()
-    return Table(
-        found.view(-1, width), labels, [name for name in names for _ in range(times)], TURNS,
-        blocks=vectors.blocks, width=vectors.width, split=vectors.split,
-    )  # fmt: skip
+    return FeatureTable(
+        found.view(-1, width),
+        labels,
+        [name for name in names for _ in range(times)],
+        TURNS,
+        blocks=vectors.blocks,
+        width=vectors.width,
+        split=vectors.split,
+    )
 
 
 def _turns(names: Sequence[str], seed: int, every: bool, *also: int) -> Iterator[Tensor]:
@@ -185,7 +204,7 @@ def rotated(pixels: Tensor, turns: Tensor) -> Tensor:
     return found
 
 
-def alive(table: Table, name: str, slicing: str) -> dict[str, float]:
+def alive(table: FeatureTable, name: str, slicing: str) -> dict[str, float]:
     """How much a part's features differ between the upright pictures of a table."""
     upright = table.labels == 0
     centered = table.features[upright].double()

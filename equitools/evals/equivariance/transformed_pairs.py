@@ -55,9 +55,14 @@ def flips(pixels: Tensor, names: Sequence[str], seed: int) -> Pair:
 
 
 def scalings(
-    pixels: Tensor, number: int, seed: int, *, cell: int, area: Sequence[float],
+    pixels: Tensor,
+    number: int,
+    seed: int,
+    *,
+    cell: int,
+    area: Sequence[float],
     aspect: Sequence[float],
-) -> Pair:  # fmt: skip
+) -> Pair:
     """Views b 3 (cell·H) (cell·W) of a block of square pictures, resized (bicubic) as a whole.
 
     The two grids H W are drawn for the whole block, the `number`-th. area: their cells as a share
@@ -74,9 +79,13 @@ def scalings(
 
 
 def zooms(
-    pixels: Tensor, names: Sequence[str], seed: int, *, area: Sequence[float],
+    pixels: Tensor,
+    names: Sequence[str],
+    seed: int,
+    *,
+    area: Sequence[float],
     aspect: Sequence[float],
-) -> Pair:  # fmt: skip
+) -> Pair:
     """Views b 3 h w with the content scaled (bilinear) about the middle, black outside.
 
     area, aspect: ranges of the content's area and width / height, as shares of what they were. A
@@ -109,9 +118,12 @@ def _uniforms(names: Sequence[str], seed: int, group: str) -> np.ndarray:
 
 
 def _exact(
-    pixels: Tensor, first: list[tuple[bool, int]], second: list[tuple[bool, int]],
-    relative: list[tuple[bool, int]], between: np.ndarray,
-) -> Pair:  # fmt: skip
+    pixels: Tensor,
+    first: list[tuple[bool, int]],
+    second: list[tuple[bool, int]],
+    relative: list[tuple[bool, int]],
+    between: np.ndarray,
+) -> Pair:
     size = (pixels.shape[-2], pixels.shape[-1])
     one, other = (geometry.act(pixels, elements, size) for elements in (first, second))
     element = torch.from_numpy(between.astype(np.int64)).to(pixels.device)

@@ -10,7 +10,7 @@ Parameters depend on (seed, draw, sample key) alone, so that all encoders see th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,11 +142,3 @@ def told(column: Column, size: int, seed: int, draw: int) -> Any:
     if not column.operations and column.angle is None:
         return None
     return [scaled(column.operations, size), column.angle, seed, draw]
-
-
-TESTS: dict[str, Callable[..., dict[str, Column]]] = {
-    "grid": grid,
-    "rotation": rotation,
-    "elastic": elastic,
-    "invariance": invariance,
-}

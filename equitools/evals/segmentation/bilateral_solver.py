@@ -26,9 +26,14 @@ TOLERANCE = 1e-5  # of conjugate gradients, relative
 
 
 def solve(
-    image: np.ndarray, target: np.ndarray, *, spatial: float = 16, luma: float = 16,
-    chroma: float = 8, steps: int = 25,
-) -> np.ndarray:  # fmt: skip
+    image: np.ndarray,
+    target: np.ndarray,
+    *,
+    spatial: float = 16,
+    luma: float = 16,
+    chroma: float = 8,
+    steps: int = 25,
+) -> np.ndarray:
     """x h w, about 0 to 1, of an image uint8 h w 3 and a target h w in [0, 1].
 
     spatial (pixels), luma, chroma (of 255): sides of the grid's cells. steps: of conjugate

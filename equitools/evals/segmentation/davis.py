@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools import manifest
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.data import images, workers
 from equitools.evals.segmentation import video_clip as segmentation_video_clip
@@ -69,9 +70,11 @@ class Videos:
         """Of the names and files of all clips."""
         return manifest.identity([(clip.name, clip.digest) for clip in self.clips])
 
-    def source(self, encoder: Any, settings: dict[str, Any], out: Path, progress: Any) -> Source:
-        """What the evaluation gets; see `Source`."""
-        return Source(self, encoder, settings, out, progress)
+    def source(
+        self, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Any
+    ) -> EncodedVideos:
+        """What the evaluation gets; see `EncodedVideos`."""
+        return EncodedVideos(self, encoder, settings, out, progress)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -148,7 +151,7 @@ def frame_size(height: int, width: int, cell: int, short: int = SHORT) -> tuple[
     return (low, high) if height <= width else (high, low)
 
 
-class Source:
+class EncodedVideos:
     """An encoder's view of videos, and the scores of labels that something finds from it.
 
     Masks go to `out`/masks/<sequence> (random/<sequence> with random weights), a folder at a time;
@@ -156,7 +159,7 @@ class Source:
     """
 
     def __init__(
-        self, videos: Videos, encoder: Any, settings: dict[str, Any], out: Path, progress: Any
+        self, videos: Videos, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Any
     ) -> None:
         self.videos, self.encoder, self.settings = videos, encoder, settings
         self.out, self.progress, self.device = out, progress, settings["device"]
@@ -211,10 +214,12 @@ class Source:
 
     def copy(self) -> dict[str, float]:
         """Scores of the first mask for all frames."""
-        return summary({
-            clip.name: scored(clip, [clip.first] * (len(clip.masks) - 2))
-            for clip in self.videos.clips
-        })  # fmt: skip
+        return summary(
+            {
+                clip.name: scored(clip, [clip.first] * (len(clip.masks) - 2))
+                for clip in self.videos.clips
+            }
+        )
 
     def size(self, clip: Clip) -> tuple[int, int]:
         """Height and width of a clip's frames as the network sees them."""
@@ -242,7 +247,7 @@ class Source:
             "left_out": self.videos.left_out,
         }
 
-    def _shown(self, encoder: Any) -> maps.Maps:
+    def _shown(self, encoder: Encoder) -> maps.Maps:
         encoders.freeze(encoder, self.device)
         return maps.maps_of(encoder, self.transform, [self.layer], norm=True)
 
@@ -256,9 +261,13 @@ class Source:
         return encoders.features_folder(self.videos.document, wanted, self.out)
 
     def _cells(
-        self, clip: Clip, show: maps.Maps, size: tuple[int, int], store: cache.Single,
+        self,
+        clip: Clip,
+        show: maps.Maps,
+        size: tuple[int, int],
+        store: cache.Single,
         advance: Callable[[], Any],
-    ) -> Iterator[Tensor]:  # fmt: skip
+    ) -> Iterator[Tensor]:
         """The map d h w of every frame."""
 
         def picture(path: Path) -> Tensor | None:

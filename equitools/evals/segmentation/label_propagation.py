@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools.core.errors import UsageError
+from equitools.evals.segmentation.davis import EncodedVideos
 from equitools.features.table import Outcome
 
 TALL, WIDE = 10, 13  # rows and columns of a tile of queries, about
@@ -33,7 +34,7 @@ FLAT = 1e-6  # a soft map that varies by less is the same everywhere
 
 
 def evaluate(
-    source: Any,
+    source: EncodedVideos,
     *,
     context: int = 7,
     neighborhood: int = 12,
@@ -46,11 +47,14 @@ def evaluate(
 
     context: so many frames before each are looked at beside the first; neighborhood: so many cells
     to each side; topk: the likest that count; temperature: of their weights. random: also
-    `random/…`, of the same network with random weights. source: see `equitools.davis`.
+    `random/…`, of the same network with random weights. source: see davis.py.
     """
     knobs: dict[str, Any] = {
-        "context": context, "neighborhood": neighborhood, "topk": topk, "temperature": temperature
-    }  # fmt: skip
+        "context": context,
+        "neighborhood": neighborhood,
+        "topk": topk,
+        "temperature": temperature,
+    }
     check(context, neighborhood, topk, temperature)
     labels = partial(predict, **knobs)
     scores = dict(source.judge(labels, knobs))

@@ -21,7 +21,7 @@ from PIL import Image
 from equitools.core.errors import DataError, UsageError
 from equitools.evals.segmentation import tokencut
 from equitools.evals.segmentation.bilateral_solver import solve
-from equitools.evals.segmentation.saliency_data import Source
+from equitools.evals.segmentation.saliency_data import EncodedPictures
 from equitools.features.keys import Keys
 from equitools.features.table import Outcome
 
@@ -31,7 +31,7 @@ CENTER = 0.5  # the sides of the middle box, as shares of the picture's
 
 
 def evaluate(
-    source: Source, *, tau: float = 0.2, bilateral: bool = True, random: bool = False
+    source: EncodedPictures, *, tau: float = 0.2, bilateral: bool = True, random: bool = False
 ) -> Outcome:
     """IoU, accuracy and max F in percent of TokenCut's masks, without training.
 

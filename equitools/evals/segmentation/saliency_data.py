@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from equitools import manifest
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.core.files import write_atomic
 from equitools.data import images
@@ -57,7 +58,7 @@ class Scene:
     truth: np.ndarray
 
 
-def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
+def open_data(document: dict[str, Any], settings: dict[str, Any]) -> MaskedPictures:
     """The pictures and masks of the folder `data`, or `limit` of them drawn with a fixed seed.
 
     Raises DataError for a folder of another layout, a picture without a mask or with one of another
@@ -74,7 +75,7 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(check_pair, pairs.values()):
             pass
-    return Data(document, folder, pairs, unused, digest(pairs))
+    return MaskedPictures(document, folder, pairs, unused, digest(pairs))
 
 
 def find(folder: Path) -> tuple[Path, Path]:
@@ -140,7 +141,7 @@ def read_scene(item: tuple[str, tuple[Path, Path]]) -> Scene:
 
 
 @dataclass
-class Data:
+class MaskedPictures:
     """Pictures and masks on disk. unused: masks without a picture."""
 
     document: dict[str, Any]
@@ -150,21 +151,21 @@ class Data:
     digest: str
 
     def source(
-        self, encoder: Any, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
-    ) -> Source:
+        self, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
+    ) -> EncodedPictures:
         """What the evaluation sees of an encoder and these pictures."""
         cache = encoders.features_folder(self.document, settings["encoder"], out)
         shown = Shown(settings["size"], settings["tokens"], settings["device"], cache)
         seed, workers = settings["encoder_seed"], settings["workers"]
-        return Source(self, encoder, seed, shown, out, progress, workers)
+        return EncodedPictures(self, encoder, seed, shown, out, progress, workers)
 
 
 @dataclass
-class Source:
+class EncodedPictures:
     """Pictures with masks, the keys that an encoder has for pictures, and a folder for PNGs."""
 
-    data: Data
-    encoder: Any
+    data: MaskedPictures
+    encoder: Encoder
     seed: int
     shown: Shown
     out: Path

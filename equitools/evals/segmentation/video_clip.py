@@ -90,7 +90,9 @@ def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
 def scored(clip: Clip, found: Iterable[np.ndarray]) -> np.ndarray:
     """J and F of labels of every frame but the first and the last: (frames, objects, 2)."""
     pairs = zip(found, clip.masks[1:-1], strict=True)
-    return np.array([
-        frame(labels, segmentation_palette_png.labels(path), clip.objects, str(path))
-        for labels, path in pairs
-    ])  # fmt: skip
+    return np.array(
+        [
+            frame(labels, segmentation_palette_png.labels(path), clip.objects, str(path))
+            for labels, path in pairs
+        ]
+    )
