@@ -36,9 +36,7 @@ def own_settings(
 
 
 def picture_settings(
-    *,
-    crop_pct: float | None = None,
-    interpolation: Literal["bicubic", "bilinear"] | None = None,
+    *, crop_pct: float | None = None, interpolation: Literal["bicubic", "bilinear"] | None = None
 ) -> None:
     """Of the tests without a judge, as the encoder's settings are; by default those of the probe or
     of the document."""

@@ -64,7 +64,7 @@ def run(request: Request) -> dict[str, Any] | None:
     labeled.view_of(subject.encoder, settings)
 
     def evaluate(out: Path) -> Outcome:
-        source = labeled.as_seen(subject.encoder, splits, settings, document, out, progress)
+        source = labeled.Labeled(subject.encoder, splits, settings, document, out, progress)
         if name != "embed":
             source.require_labels()
         train, test = source.tables()

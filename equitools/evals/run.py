@@ -72,9 +72,7 @@ def encoder_settings(
 
 
 def picture_settings(
-    *,
-    crop_pct: float | None = None,
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    *, crop_pct: float | None = None, interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 ) -> None:
     """crop_pct: of the pictures, the encoder's own when null."""
 
@@ -102,20 +100,18 @@ def check_reading(settings: dict[str, Any], section: str) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """The encoder that is asked about, what the settings call it (None is the document's own), its
-    name for people, and the digest of its weights."""
+    """The encoder that is asked about, its name for people, and the digest of its weights."""
 
     encoder: Encoder
-    wanted: str | None
     label: str
     weights: str
 
 
 def find(document: Document, settings: dict[str, Any]) -> Subject:
     """The encoder that the settings ask for."""
-    wanted, seed, pretrained = (settings[key] for key in ("encoder", "encoder_seed", "pretrained"))
-    encoder, label = encoders.find(document, wanted, seed=seed, pretrained=pretrained)
-    return Subject(encoder, wanted, label, encoders.fingerprint(encoder))
+    seed, pretrained = settings["encoder_seed"], settings["pretrained"]
+    encoder, label = encoders.find(document, settings["encoder"], seed=seed, pretrained=pretrained)
+    return Subject(encoder, label, encoders.fingerprint(encoder))
 
 
 class Request(Protocol):

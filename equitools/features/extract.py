@@ -61,6 +61,12 @@ def subset(count: int, limit: int | None) -> list[int]:
     )
 
 
+def loading(settings: dict[str, Any]) -> dict[str, Any]:
+    """The knobs of `extract` that a program's settings have."""
+    knobs = {key: settings[key] for key in ("device", "workers", "limit")}
+    return {**knobs, "batch_size": settings["extract_batch_size"]}
+
+
 def extract(
     encoder: Encoder,
     index: ShardIndex,
@@ -98,9 +104,9 @@ def extract(
     )
     if not index.digest or (perturb is not None and changed is None):  # nothing to know them by
         cache = None
-    asked = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
-    asked = asked and (asked if changed is None else [*asked, changed])
-    blocks = Blocks(cache, asked, len(rows), table.blocks * table.width)
+    key = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
+    key = key and (key if changed is None else [*key, changed])
+    blocks = Blocks(cache, key, len(rows), table.blocks * table.width)
     table.reused = blocks.read
     if blocks.read:
         table.read = f"{blocks.read} of {len(rows)} read from {blocks.folder}"
@@ -108,20 +114,11 @@ def extract(
             progress(blocks.read)
 
     def of(pixels: Tensor, keys: Sequence[str]) -> Tensor:
-        shown = pixels if perturb is None else perturb(pixels, keys)
-        return encode(encoder, transform.normalized(shown), layers)
+        changed = pixels if perturb is None else perturb(pixels, keys)
+        return encode(encoder, transform.normalized(changed), layers)
 
-    fill(
-        blocks,
-        index,
-        rows,
-        of,
-        transform,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-    )
+    load: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    fill(blocks, index, rows, of, transform, progress=progress, **load)
     table.features = blocks.features
     return table
 
@@ -146,13 +143,13 @@ def fill(
     batches = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
     shown = _shown(index, batches, transform, device=device, workers=workers)
     for number, part in zip(blocks.missing, wanted, strict=True):
-        found: list[Tensor] = []
-        while sum(map(len, found)) < len(part):
+        done: list[Tensor] = []
+        while sum(map(len, done)) < len(part):
             pixels, keys = next(shown)
-            found.append(of(pixels, keys).cpu())
+            done.append(of(pixels, keys).cpu())
             if progress is not None:
                 progress(len(pixels))
-        blocks.keep(number, torch.cat(found))
+        blocks.keep(number, torch.cat(done))
 
 
 def pictures(

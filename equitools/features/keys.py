@@ -66,8 +66,8 @@ class Shown:
             picture = Image.fromarray(image)
             picture = picture.resize((wide * patch, tall * patch), Image.Resampling.LANCZOS)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.device)
-            found = encoder(normalize(pixels, own["mean"], own["std"]), keys=True).keys
-            return found[0].float().cpu()
+            cells = encoder(normalize(pixels, own["mean"], own["std"]), keys=True).keys
+            return cells[0].float().cpu()
 
         return keys if self.cache is None else self._kept(keys, encoder, self.cache)
 

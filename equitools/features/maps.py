@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.data.shards.index import ShardIndex
-from equitools.features import encoders
-from equitools.features import extract as features_extract
+from equitools.features import encoders, extract
 from equitools.features.cache import Blocks
 from equitools.features.extract import choose_layers, encode, fill, subset
 from equitools.features.transform import Transform
@@ -57,7 +56,7 @@ class FrozenMaps:
     weights. cell: the side in pixels of which pictures of other shapes are multiples. other_shapes:
     why they cannot be had, or None. seed: of what is drawn for each picture. batch_size: where an
     evaluation has none of its own. vectors(layers): what a probe would read, `auto` as it would.
-    keep: `table` from disk. resume(what, *matters): a finetune.Kept for training a network.
+    keep: `table` from disk. resume(what, *matters): a ResumePoint for training a network.
     """
 
     pictures: Callable[..., Iterator[tuple[Tensor, list[str]]]]
@@ -81,9 +80,9 @@ class FrozenMaps:
         if self.keep is not None:
             rows, names = self.keep(split, most, what, width, of)
         else:
-            shown = self.pictures(split, most, self.batch_size)
-            parts = [(of(pixels, keys), keys) for pixels, keys in shown]
-            rows = torch.cat([torch.empty(0, width), *(found.cpu() for found, _ in parts)])
+            batches = self.pictures(split, most, self.batch_size)
+            parts = [(of(pixels, keys).cpu(), keys) for pixels, keys in batches]
+            rows = torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)])
             names = [key for _, keys in parts for key in keys]
         if not names:
             raise DataError(f"the {split} split has no pictures")
@@ -100,12 +99,12 @@ def choose(encoder: Encoder, wanted: Sequence[int] | None) -> list[int]:
     encoder.channels(1)
     depth = encoder.depth
     layers = range(1, depth + 1) if wanted is None else wanted
-    found = sorted({layer + depth + 1 if layer < 0 else layer for layer in layers})
-    if not found:
+    chosen = sorted({layer + depth + 1 if layer < 0 else layer for layer in layers})
+    if not chosen:
         raise UsageError("perturb.layers is empty; say null for all")
-    for layer in found:
+    for layer in chosen:
         encoder.channels(layer)
-    return found
+    return chosen
 
 
 def quarters(depth: int) -> list[int]:
@@ -123,8 +122,8 @@ def maps_of(encoder: Encoder, transform: Transform, layers: Sequence[int], *, no
 
     @torch.no_grad()
     def maps(image: Tensor) -> dict[int, Tensor]:
-        found = encoder(transform.normalized(image), maps=blocks).maps
-        return {block + 1: _normed(found[block], last).float() for block in blocks}
+        cells = encoder(transform.normalized(image), maps=blocks).maps
+        return {block + 1: _normed(cells[block], last).float() for block in blocks}
 
     return maps
 
@@ -169,7 +168,8 @@ def frozen(
     index of every split. settings: norm, seed, limit (of the pictures of a split), device, workers
     and extract_batch_size. cache: a folder for what is computed once (encoders.features_folder)."""
     norm, limit, device = settings["norm"], settings["limit"], settings["device"]
-    batch_size, workers = settings["extract_batch_size"], settings["workers"]
+    batch_size = settings["extract_batch_size"]
+    load = {"device": device, "workers": settings["workers"]}
     encoders.freeze(encoder, device)
     maps = maps_of(encoder, transform, layers, norm=norm)
     side = cell(encoder, transform.size)
@@ -180,10 +180,7 @@ def frozen(
         index = splits[split]
         rows = subset(len(index), fewest(most, limit))
         rows = rows if order is None else [rows[i] for i in order]
-        loader = features_extract.pictures(
-            index, rows, transform, device=device, batch_size=size, workers=workers
-        )
-        for pixels, keys in loader:
+        for pixels, keys in extract.pictures(index, rows, transform, batch_size=size, **load):
             yield pixels, keys
             progress(len(pixels))
 
@@ -192,22 +189,12 @@ def frozen(
     ) -> tuple[Tensor, list[str]]:
         index = splits[split]
         rows = subset(len(index), fewest(most, limit))
-        asked = [encoders.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
-        blocks = Blocks(cache, [*asked, what], len(rows), width)
+        key = [encoders.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
+        blocks = Blocks(cache, [*key, what], len(rows), width)
         if blocks.read:
             log.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
             progress(blocks.read)
-        fill(
-            blocks,
-            index,
-            rows,
-            of,
-            transform,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
+        fill(blocks, index, rows, of, transform, batch_size=batch_size, progress=progress, **load)
         return blocks.features, [index.keys[i] for i in rows]
 
     def random_maps() -> Maps:

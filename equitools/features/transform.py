@@ -137,9 +137,9 @@ def _cut(
     height, width = image.shape[:2]
     top, left, bottom, right = corner
     linear = mode == "bilinear"
-    found = part(image, tall, wide, top, left, bottom - top, linear=linear)
-    if found is not None:
-        return torch.from_numpy(found).permute(2, 0, 1)
+    crop = part(image, tall, wide, top, left, bottom - top, linear=linear)
+    if crop is not None:
+        return torch.from_numpy(crop).permute(2, 0, 1)
     picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     resize = FILTERS[mode]
     return resize(picture, [bottom, right], False, tall / height, wide / width)[0, :, top:, left:]

@@ -25,9 +25,10 @@ from equitools.data.shards.inventory import REPORT
 from equitools.data.shards.settings import settle, write
 from equitools.data.sources import subsets
 from equitools.data.sources.source import Source
-from equitools.evals.classification.labeled import Labeled, as_seen, digests
+from equitools.evals.classification.labeled import Labeled, digests
 from equitools.evals.run import picture_settings
 from equitools.features.extract import subset
+from equitools.features.labels import same_classes
 from equitools.manifest.schema import together
 
 SPLITS = ("train", "val")
@@ -113,7 +114,8 @@ class LabeledData:
         if splits is None:
             assert self.listed is not None
             splits = open_splits(pack(settings["data"], self.listed, out / "shards", progress))
-        pictures = as_seen(encoder, splits, settings, self.document, out, progress)
+        same_classes(*splits.values())
+        pictures = Labeled(encoder, splits, settings, self.document, out, progress)
         notes: dict[str, Any] = {}
         if self.keep is not None:
             rows, notes = self.keep(splits["train"])

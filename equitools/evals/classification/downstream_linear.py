@@ -17,8 +17,7 @@ from torch import Tensor
 
 from equitools.core.errors import UsageError
 from equitools.evals.classification.labeled import Labeled
-from equitools.evals.classifiers import logistic, mlp
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import logistic, mlp, protocol
 from equitools.evals.classifiers.linear import HeadBank
 from equitools.evals.classifiers.protocol import HeadTraining, percents, spread
 from equitools.features.table import Outcome, part
@@ -93,8 +92,9 @@ def _logistic(
         *_, (chosen[name], theta) = logistic.path(
             x, train.labels, train.classes, stronger, iterations=iterations
         )
-        found = logistic.logits(theta, part(test, name, source.slicing))
-        outcome.scores |= _named(name, percents(found, test.labels))
+        logits = logistic.logits(theta, part(test, name, source.slicing))
+        scores = percents(logits, test.labels)
+        outcome.scores |= {f"{name}/{key}": value for key, value in scores.items()}
         outcome.heads |= {f"{name}/weight": theta[:-1].T.float(), f"{name}/bias": theta[-1].float()}
     outcome.facts = {
         "head": "logistic regression, summed loss, L2 penalty w on weights and bias, L-BFGS",
@@ -129,19 +129,14 @@ def _sgd(source: Labeled, plan: HeadTraining, cached: bool) -> Outcome:
     train, test = source.tables()
     train.stream = None if cached else source.stream()
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
-        return HeadBank(width, classes, rates, torch.Generator().manual_seed(seed))
-
     with source.training(train):
-        outcome = classifiers_protocol.train(train, test, source.parts, source.slicing, heads, plan)
+        outcome = protocol.train(train, test, source.parts, source.slicing, HeadBank, plan)
     for name in source.parts:
         x, runs = part(test, name, source.slicing), {}
         for seed in plan.seeds:
             keys = {key: f"{name}/seed{seed}/{key}" for key in ("weight", "bias")}
             head = {key: outcome.heads[path].to(x) for key, path in keys.items()}
-            macro = percents(mlp.logits(head, x), test.labels)["macro"]
-            runs[f"seed{seed}"] = {"macro": macro}
-            outcome.scores[f"{name}/seed{seed}/macro"] = macro
+            runs[f"seed{seed}"] = {"macro": percents(mlp.logits(head, x), test.labels)["macro"]}
         outcome.scores |= spread(runs, name)
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0",
@@ -150,7 +145,3 @@ def _sgd(source: Labeled, plan: HeadTraining, cached: bool) -> Outcome:
         **source.facts(),
     }
     return outcome
-
-
-def _named(name: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{name}/{key}": value for key, value in scores.items()}

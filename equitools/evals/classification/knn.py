@@ -24,10 +24,10 @@ def evaluate(
     scores: dict[str, float] = {}
     for name in parts:
         vectors = [part(table, name, slicing) for table in (train, test)]
-        found = knn(
+        values = knn(
             vectors[0], train.labels, vectors[1], test.labels, ks=k, temperature=temperature
         )
-        scores |= {f"{name}/{key}": value for key, value in found.items()}
+        scores |= {f"{name}/{key}": value for key, value in values.items()}
     facts = {
         "head": "none; L2-normalized features, votes exp(s/T) of the k nearest, fp32",
         "k": capped(k, len(train.labels)),

@@ -24,37 +24,13 @@ from equitools.backbones.encoder import Encoder
 from equitools.data.shards.index import ShardIndex
 from equitools.evals.classifiers import finetuning
 from equitools.features import encoders
-from equitools.features.extract import choose_layers, extract, stream, subset
-from equitools.features.labels import classes_of, require_labels, same_classes
+from equitools.features.extract import choose_layers, extract, loading, stream, subset
+from equitools.features.labels import classes_of, require_labels
 from equitools.features.table import FeatureTable, Stream, channels
 from equitools.features.transform import Transform, evaluation_transform, keyed, load
 
 SHAPE = ("size", "crop_pct", "interpolation")
 log = logging.getLogger(__name__)
-
-
-def as_seen(
-    encoder: Encoder,
-    splits: dict[str, ShardIndex],
-    settings: dict[str, Any],
-    document: dict[str, Any],
-    out: Path,
-    progress: Callable[..., Any],
-) -> Labeled:
-    """Two splits, up to the limit, as the settings show them to an encoder. DataError for lists of
-    classes that differ; UsageError for parts or layers that it does not have."""
-    same_classes(*splits.values())
-    return Labeled(
-        encoder,
-        splits,
-        {split: subset(len(index), settings["limit"]) for split, index in splits.items()},
-        view_of(encoder, settings),
-        choose_layers(encoder, settings["layers"], "cls4"),
-        settings,
-        encoders.features_folder(document, settings["encoder"], out),
-        progress,
-        out,
-    )
 
 
 def view_of(encoder: Encoder, settings: dict[str, Any]) -> Transform:
@@ -71,24 +47,29 @@ def digests(splits: dict[str, ShardIndex]) -> dict[str, str]:
 
 @dataclass
 class Labeled:
-    """Two labeled splits as an encoder sees them, `rows` of each.
+    """Labeled splits as the settings show them to an encoder, `rows` of each: up to the limit.
 
-    settings: those of `transfer`. kept: the folder of features; out: of everything else.
-    progress(total, what, unit) is a display with `advance`. notes: what an evaluation's record
-    says of the data; absent: how many classes have no training picture, once `check` has counted.
+    settings: those of `transfer` or `probe`. cache: the folder of features; out: of everything
+    else. progress(total, what, unit) is a display with `advance`. notes: what an evaluation's
+    record says of the data; absent: how many classes have no training picture, once `check` has
+    counted. UsageError for parts or layers that the encoder does not have.
     """
 
     encoder: Encoder
     splits: dict[str, ShardIndex]
-    rows: dict[str, list[int]]
-    transform: Transform
-    layers: str
     settings: dict[str, Any]
-    kept: Path
-    progress: Callable[..., Any]
+    document: dict[str, Any]
     out: Path
+    progress: Callable[..., Any]
     notes: dict[str, Any] = field(default_factory=dict)
     absent: int | None = None
+
+    def __post_init__(self) -> None:
+        limit, wanted = self.settings["limit"], self.settings["encoder"]
+        self.transform = view_of(self.encoder, self.settings)
+        self.layers = choose_layers(self.encoder, self.settings["layers"], "cls4")
+        self.rows = {split: subset(len(index), limit) for split, index in self.splits.items()}
+        self.cache = encoders.features_folder(self.document, wanted, self.out)
 
     @property
     def parts(self) -> list[str]:
@@ -134,9 +115,8 @@ class Labeled:
         tested = torch.bincount(self.labels("val"), minlength=self.classes)
         self.notes["classes_without_test"] = int((tested == 0).sum())
 
-    def tables(self) -> tuple[FeatureTable, FeatureTable]:
-        """Features of both splits under the evaluation transform, on the device."""
-        settings = self.settings
+    def tables(self) -> tuple[FeatureTable, ...]:
+        """Features of the splits under the evaluation transform, on the device."""
         tables = []
         for split, index in self.splits.items():
             with self.progress(len(self.rows[split]), f"features of {split}", "image") as bar:
@@ -145,19 +125,16 @@ class Labeled:
                     index,
                     transform=self.transform,
                     layers=self.layers,
-                    device=settings["device"],
-                    batch_size=settings["extract_batch_size"],
-                    workers=settings["workers"],
-                    limit=settings["limit"],
-                    cache=self.kept,
+                    cache=self.cache,
                     progress=bar.advance,
+                    **loading(self.settings),
                 )
             if table.read:
                 log.info("features of %s: %s", split, table.read)
             table.classes = self.classes
-            table.features = table.features.to(settings["device"])
+            table.features = table.features.to(self.settings["device"])
             tables.append(table)
-        return tables[0], tables[1]
+        return tuple(tables)
 
     @contextmanager
     def training(self, train: FeatureTable) -> Iterator[None]:
@@ -191,11 +168,11 @@ class Labeled:
         made = finetuning.Classifier(encoder, self.layers, chosen, self.classes, seed)
         return made.to(self.settings["device"])
 
-    def kept_run(self, part: str, seed: int, *matters: Any) -> finetuning.ResumePoint:
+    def resume_point(self, part: str, seed: int, *matters: Any) -> finetuning.ResumePoint:
         """Where the training of one network is saved, and what makes it that training."""
         named = (encoders.fingerprint(self.encoder), digests(self.splits), self.rows)
-        told = {key: self.settings[key] for key in ("layers", "split", *SHAPE)}
-        identity = manifest.identity("finetune", part, seed, *matters, *named, told)
+        view = {key: self.settings[key] for key in ("layers", "split", *SHAPE)}
+        identity = manifest.identity("finetune", part, seed, *matters, *named, view)
         return finetuning.ResumePoint(self._folder(part, seed) / "resume.safetensors", identity)
 
     def keep_network(
@@ -236,12 +213,7 @@ class Labeled:
         index, device = self.splits[split], self.settings["device"]
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         shown = load(
-            index,
-            batches,
-            self.transform,
-            augment,
-            device=device,
-            workers=self.settings["workers"],
+            index, batches, self.transform, augment, device=device, workers=self.settings["workers"]
         )
         for batch, pixels in zip(batches, shown, strict=True):
             labels = torch.as_tensor(np.asarray(index.labels)[batch]).to(device)

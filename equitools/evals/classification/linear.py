@@ -8,11 +8,9 @@ and what is reported stands in `probing`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch
-from torch import Tensor
-
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import protocol
 from equitools.evals.classifiers.linear import HeadBank
 from equitools.evals.classifiers.protocol import HeadTraining
 from equitools.features.table import FeatureTable, Outcome
@@ -42,15 +40,10 @@ def evaluate(
     is chosen. standardize: features to mean 0 and sd 1 over the training data first.
     Features are those of `train`, or of its `stream` (new ones each epoch) where it has one.
     """
-
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
-        generator = torch.Generator().manual_seed(seed)
-        return HeadBank(
-            width, classes, rates, generator, momentum=momentum, weight_decay=weight_decay
-        )
+    heads = partial(HeadBank, momentum=momentum, weight_decay=weight_decay)
 
     plan = HeadTraining(epochs, lrs, batch_size, seeds, holdout=holdout, standardize=standardize)
-    outcome = classifiers_protocol.train(train, test, parts, slicing, heads, plan)
+    outcome = protocol.train(train, test, parts, slicing, heads, plan)
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0",
         "optimizer": f"SGD momentum {momentum:g}, weight decay {weight_decay:g},"

@@ -67,22 +67,10 @@ class Recipe:
                 raise UsageError(f"transfer.{key} is {getattr(self, key):g}; it is at least 0")
 
 
+MIXED: dict[str, Any] = {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1}
 RECIPES = {
     "paper": Recipe("sgd", 200, 0.001, 256, 1e-4),
-    "modern": Recipe(
-        "adamw",
-        100,
-        5e-4,
-        512,
-        0.05,
-        warmup=5,
-        schedule="step",
-        layer_decay=0.75,
-        smoothing=0.1,
-        mixup=0.8,
-        cutmix=1.0,
-        drop_path=0.1,
-    ),
+    "modern": Recipe("adamw", 100, 5e-4, 512, 0.05, 5, "step", layer_decay=0.75, **MIXED),
 }
 
 
@@ -142,24 +130,19 @@ def fit(
     batch_size: int,
     seed: int,
     progress: Callable[[int], Any] | None = None,
-    kept: ResumePoint | None = None,
+    resume: ResumePoint | None = None,
 ) -> dict[str, float]:
     """Train; percents on `test` after the last epoch, and as `best/…` of the epoch whose top-1 is
     the highest there.
 
     train(epoch) gives its `steps` batches; progress is told of pictures. The result follows from
-    the seed; with `kept`, a run that was killed goes on after its last saved epoch and ends the
+    the seed; with `resume`, a run that was killed goes on after its last saved epoch and ends the
     same. Raises NumericalError when the loss is no longer finite.
     """
     optimizer = _optimizer(network, recipe, batch_size)
-    cursor: dict[str, Any] = {
-        "epoch": 0,
-        "pictures": 0,
-        "scores": {"top1": 0.0},
-        "best": {"top1": -1.0},
-    }
-    if kept is not None and (found := kept.restore(network, optimizer)):
-        cursor = found
+    cursor: dict[str, Any] = {"epoch": 0, "pictures": 0, "best": {"top1": -1.0}}
+    if resume is not None and (state := resume.restore(network, optimizer)):
+        cursor = state
         log.info("fine-tuning goes on after epoch %d of %d", cursor["epoch"], recipe.epochs)
         if progress is not None:
             progress(cursor["pictures"])
@@ -173,8 +156,8 @@ def fit(
         cursor["best"] = max(cursor["best"], cursor["scores"], key=lambda one: one["top1"])
         cursor["epoch"] = epoch + 1
         done = epoch + 1 == recipe.epochs
-        if kept is not None and (done or time.monotonic() - saved >= KEEP_EVERY):
-            kept.save(cursor, network, optimizer)
+        if resume is not None and (done or time.monotonic() - saved >= KEEP_EVERY):
+            resume.save(cursor, network, optimizer)
             saved = time.monotonic()
     return cursor["scores"] | {f"best/{key}": value for key, value in cursor["best"].items()}
 
@@ -213,8 +196,8 @@ def _epoch(
 def judge(network: nn.Module, batches: Batches) -> dict[str, float]:
     """Percents of a network in evaluation mode."""
     network.eval()
-    found = [(network(image), labels) for image, labels in batches]
-    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    answers = [(network(image), labels) for image, labels in batches]
+    logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return percents(logits, labels)
 
 

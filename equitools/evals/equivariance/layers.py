@@ -11,11 +11,13 @@ pictures of the train split never judge.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from equitools.core.errors import DataError, UsageError
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import protocol
 from equitools.evals.classifiers.mlp import Classifiers
 from equitools.evals.classifiers.protocol import HeadTraining, constant
 from equitools.evals.equivariance import transformed_pairs
@@ -49,9 +51,7 @@ def evaluate(
         raise UsageError(f"no task '{unknown[0]}'; tasks are rotation, flip")
     if hidden < 1:
         raise UsageError(f"hidden is {hidden}; it is at least 1")
-
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Classifiers:
-        return Classifiers(width, classes, rates, seed, hidden=hidden)
+    heads = partial(Classifiers, hidden=hidden)
 
     train, test = (
         pairs(source, split, tasks, limit)
@@ -64,9 +64,9 @@ def evaluate(
     for task in tasks:
         for layer in source.layers:
             tables = train[task][layer], test[task][layer]
-            found = classifiers_protocol.train(*tables, ["all"], "official", heads, plan)
+            outcome = protocol.train(*tables, ["all"], "official", heads, plan)
             at = f"{task}/layer{layer}"
-            scores |= {key.replace("all", at, 1): value for key, value in found.scores.items()}
+            scores |= {key.replace("all", at, 1): value for key, value in outcome.scores.items()}
             scores[f"{at}/chance"] = 100 / CLASSES[task]
             scores[f"{at}/majority"] = 100 * float(tables[1].labels.bincount().max()) / counts[1]
     return Outcome(
@@ -106,10 +106,10 @@ def pairs(
                 rows.setdefault((task, layer), []).append(both)
     if not names:
         raise DataError(f"the {split} split has no pictures")
-    found: dict[str, dict[int, FeatureTable]] = {task: {} for task in tasks}
+    tables: dict[str, dict[int, FeatureTable]] = {task: {} for task in tasks}
     for (task, layer), parts in rows.items():
         features = torch.cat(parts)
-        found[task][layer] = FeatureTable(
+        tables[task][layer] = FeatureTable(
             features, torch.cat(labels[task]), names, CLASSES[task], width=features.shape[1]
         )
-    return found
+    return tables

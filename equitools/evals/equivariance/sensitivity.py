@@ -23,8 +23,7 @@ from torch import Tensor
 
 from equitools.augment import rng
 from equitools.core.errors import UsageError
-from equitools.evals.classifiers import finetuning
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import finetuning, protocol
 from equitools.evals.classifiers.linear import HeadBank
 from equitools.evals.classifiers.protocol import HeadTraining, spread
 from equitools.features.maps import FrozenMaps, Vectors
@@ -64,24 +63,21 @@ def evaluate(
     if source.vectors is None:
         raise UsageError("sensitivity needs an encoder that gives one vector for a picture")
     vectors = source.vectors(features)
-    asked = (["all", "ir", "ef"] if vectors.split else ["all"]) if parts is None else parts
-    if not asked:
+    names = (["all", "ir", "ef"] if vectors.split else ["all"]) if parts is None else parts
+    if not names:
         raise UsageError("perturb.tests.sensitivity.parts is empty; say null for all")
     train = turned(source, vectors, "train", train_pictures, every=False)
     test = turned(source, vectors, "val", test_pictures, every=True)
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> HeadBank:
-        return HeadBank(width, classes, rates, torch.Generator().manual_seed(seed))
-
     plan = HeadTraining(epochs, lrs, batch_size, seeds, standardize=standardize)
-    outcome = classifiers_protocol.train(train, test, asked, slicing, heads, plan)
-    for name in asked:
+    outcome = protocol.train(train, test, names, slicing, HeadBank, plan)
+    for name in names:
         outcome.scores[f"{name}/chance"] = 100 / TURNS
         outcome.scores |= {f"{name}/{k}": v for k, v in alive(test, name, slicing).items()}
     if finetune:
         recipe = replace(finetuning.RECIPES["paper"], epochs=tuning_epochs, lr=tuning_lr)
         limits = (train_pictures, test_pictures)
-        for name in asked:
+        for name in names:
             outcome.scores |= tuned(
                 source, vectors, name, slicing, recipe, batch_size, seeds, limits, len(train.keys)
             )
@@ -143,7 +139,7 @@ def tuned(
 
         network = finetuning.Classifier(vectors.copy(), vectors.layers, chosen, TURNS, seed)
         matters = (seed, slicing, asdict(recipe), batch, limits, source.seed)
-        kept = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
+        resume = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
         runs[f"seed{seed}"] = finetuning.fit(
             network.to(vectors.device),
             train,
@@ -152,11 +148,9 @@ def tuned(
             steps=steps,
             batch_size=batch,
             seed=seed,
-            kept=kept,
+            resume=resume,
         )
-    scores = {f"{seed}/{key}": v for seed, found in runs.items() for key, v in found.items()}
-    scores = {f"finetune/{name}/{key}": value for key, value in scores.items()}
-    return scores | spread(runs, f"finetune/{name}")
+    return spread(runs, f"finetune/{name}")
 
 
 def turned(
@@ -173,10 +167,10 @@ def turned(
         return torch.cat([vectors.of(rotated(pixels, turn)) for turn in turns], dim=1)
 
     what = ["turns", vectors.layers, source.seed, every]
-    found, names = source.table(split, limit, what, times * width, of)
+    rows, names = source.table(split, limit, what, times * width, of)
     labels = torch.stack(list(_turns(names, source.seed, every)), dim=1).flatten()
     return FeatureTable(
-        found.view(-1, width),
+        rows.view(-1, width),
         labels,
         [name for name in names for _ in range(times)],
         TURNS,
@@ -197,11 +191,11 @@ def _turns(names: Sequence[str], seed: int, every: bool, *also: int) -> Iterator
 
 def rotated(pixels: Tensor, turns: Tensor) -> Tensor:
     """Square pictures b c h h, each by its quarter turns (b), counter-clockwise; exact."""
-    found = pixels.clone()
+    views = pixels.clone()
     for k in range(1, TURNS):
         chosen = (turns == k).to(pixels.device)
-        found[chosen] = torch.rot90(pixels[chosen], k, (2, 3))
-    return found
+        views[chosen] = torch.rot90(pixels[chosen], k, (2, 3))
+    return views
 
 
 def alive(table: FeatureTable, name: str, slicing: str) -> dict[str, float]:

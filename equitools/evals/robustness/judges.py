@@ -24,12 +24,14 @@ from equitools.core.errors import DataError
 from equitools.data.shards.index import ShardIndex, open_split
 from equitools.evals.classification.datasets import open_data
 from equitools.evals.classification.knn import evaluate as knn
+from equitools.evals.classification.labeled import SHAPE, Labeled
 from equitools.evals.classifiers import mlp
+from equitools.evals.classifiers.protocol import spread
 from equitools.evals.robustness import perturbations
 from equitools.evals.robustness.perturbations import Column, scaled
 from equitools.evals.run import Evaluation
 from equitools.features import encoders
-from equitools.features.extract import choose_layers, extract, subset
+from equitools.features.extract import choose_layers, extract, loading, subset
 from equitools.features.labels import check_head, require_labels
 from equitools.features.table import FeatureTable, Outcome, part
 from equitools.features.transform import evaluation_transform
@@ -37,7 +39,7 @@ from equitools.nn import serialization
 
 log = logging.getLogger(__name__)
 ENCODER = "transfer.encoder/"
-SHAPE = ("size", "crop_pct", "interpolation")
+READING = ("device", "workers", "extract_batch_size")
 Test = tuple[str, str, Column]  # test, column, what is done to the pictures
 
 
@@ -75,28 +77,15 @@ def of_probe(
         path = manifest.verify(document["files"]["probe.heads"], "probe.heads")
         heads = serialization.load_tensors(path)
         return made(partial(judge, heads=heads, slicing=probe["split"]))
-    index = open_split(document, "train")
-    with progress(len(index), "features of train", "image") as bar:
-        train = extract(
-            encoder,
-            index,
-            transform=evaluation_transform(encoder, **shape),
-            layers=probe["layers"],
-            device=settings["device"],
-            workers=settings["workers"],
-            batch_size=settings["extract_batch_size"],
-            limit=probe["limit"],
-            cache=cache,
-            progress=bar.advance,
-        )
-    if train.read:
-        log.info("features of train: %s", train.read)
+    asked = {**probe, **{key: settings[key] for key in READING}}
+    bank = {"train": open_split(document, "train")}
+    (train,) = Labeled(encoder, bank, asked, document, out, progress).tables()
     require_labels(train, "train")
 
     def neighbors(table: FeatureTable) -> dict[str, float]:
         knobs = {"k": [settings["k"]], "temperature": probe["temperature"][:1]}
-        found = knn(train, table, probe["parts"], probe["split"], **knobs).scores
-        return {f"{key.split('/')[0]}/{key.split('/')[-1]}": v for key, v in found.items()}
+        scores = knn(train, table, probe["parts"], probe["split"], **knobs).scores
+        return {f"{key.split('/')[0]}/{key.split('/')[-1]}": v for key, v in scores.items()}
 
     return made(neighbors)
 
@@ -167,35 +156,14 @@ def judged(
     settings: dict[str, Any],
     progress: Callable[..., Any],
 ) -> Outcome:
-    """What judges say of every changed test set, and how it was done."""
-    first = judges[0]
-    scores = measure(judges, index, tests, settings, progress)
-    return Outcome(
-        scores,
-        facts={
-            **facts(first.encoder, tests, first.shape),
-            "judge": f"{first.name}, {first.layers}, slicing {first.slicing}",
-            "draws": settings["draws"],
-            "test_samples": len(subset(len(index), settings["limit"])),
-        },
-    )
+    """What judges say of every changed test set, and how it was done.
 
-
-def measure(
-    judges: Sequence[Judge],
-    index: ShardIndex,
-    tests: Sequence[Test],
-    settings: dict[str, Any],
-    progress: Callable[..., Any],
-) -> dict[str, float]:
-    """Every score: `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws.
-
-    tests: (test, column, what is done). What several judges say of one part is averaged, draw by
-    draw. settings: those of `perturb`.
+    Scores are `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws; what
+    several judges say of one part is averaged, draw by draw. settings: those of `perturb`.
     """
-    limit = settings["limit"]
+    first, samples = judges[0], len(subset(len(index), settings["limit"]))
     passes = sum(settings["draws"] if column.operations else 1 for _, _, column in tests)
-    total = len(subset(len(index), limit)) * passes * len(judges)
+    total = samples * passes * len(judges)
     scores: dict[str, float] = {}
     read = 0
     with progress(total, "changed pictures", "image") as bar:
@@ -208,7 +176,10 @@ def measure(
             scores |= summary(f"perturb/{test}/{name}", draws)
     if read:
         log.info("changed pictures: features of %d of %d read from disk", read, total)
-    return scores
+    outcome = Outcome(scores, facts=facts(first.encoder, tests, first.shape))
+    outcome.facts["judge"] = f"{first.name}, {first.layers}, slicing {first.slicing}"
+    outcome.facts |= {"draws": settings["draws"], "test_samples": samples}
+    return outcome
 
 
 def _table(
@@ -222,20 +193,17 @@ def _table(
     """What one judge's encoder says of one draw of changed pictures."""
     shape = {**judge.shape, "interpolation": column.interpolation}
     transform = evaluation_transform(judge.encoder, **shape)
-    asked = column, transform.size, settings["seed"], draw
+    change = column, transform.size, settings["seed"], draw
     table = extract(
         judge.encoder,
         index,
         transform=transform,
         layers=judge.layers,
         cache=judge.cache,
-        device=settings["device"],
-        batch_size=settings["extract_batch_size"],
-        workers=settings["workers"],
-        limit=settings["limit"],
         progress=progress,
-        perturb=perturbations.perturbation(*asked),
-        changed=perturbations.told(*asked),
+        perturb=perturbations.perturbation(*change),
+        changed=perturbations.cache_key(*change),
+        **loading(settings),
     )
     if table.reused == len(table.labels):
         progress(table.reused)
@@ -243,10 +211,10 @@ def _table(
     return table
 
 
-def _mean(said: Sequence[dict[str, float]]) -> dict[str, float]:
+def _mean(verdicts: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every percent over the judges that have it."""
-    names = dict.fromkeys(key for one in said for key in one)
-    return {key: statistics.fmean(one[key] for one in said if key in one) for key in names}
+    names = dict.fromkeys(key for one in verdicts for key in one)
+    return {key: statistics.fmean(one[key] for one in verdicts if key in one) for key in names}
 
 
 def probe_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +244,7 @@ def judge(
 ) -> dict[str, float]:
     """Accuracy in percent of saved heads, linear or MLP, on a table, keyed `all/top1`; the mean
     over the heads' seeds. DataError when a head does not fit the features or classes."""
-    found: dict[str, list[Tensor]] = {}
+    hits: dict[str, list[Tensor]] = {}
     for name, head in mlp.named(heads).items():
         vectors = part(table, name.split("/")[0], slicing)
         shape = mlp.shape(head)
@@ -288,11 +256,11 @@ def judge(
             mlp.logits(head, x).topk(min(5, shape[0])).indices == y[:, None].to(x.device)
             for x, y in zip(vectors.split(chunk), table.labels.split(chunk), strict=True)
         ]
-        found.setdefault(name.split("/")[0], []).append(torch.cat(right))
-    if not found:
+        hits.setdefault(name.split("/")[0], []).append(torch.cat(right))
+    if not hits:
         raise DataError("the file of probe heads has no head; run equi-probe linear again")
     scores = {}
-    for name, rights in found.items():
+    for name, rights in hits.items():
         stack = torch.stack(rights).double()
         scores[f"{name}/top1"] = 100 * float(stack[..., 0].mean())
         if table.classes >= 5:
@@ -305,11 +273,8 @@ def summary(prefix: str, draws: list[dict[str, float]]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for key in draws[0]:
         part, metric = key.split("/")
-        values = [draw[key] for draw in draws]
-        scores |= {f"{prefix}/{part}/draw{i}/{metric}": v for i, v in enumerate(values)}
-        scores[f"{prefix}/{part}/mean/{metric}"] = statistics.fmean(values)
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        scores[f"{prefix}/{part}/sd/{metric}"] = sd
+        runs = {f"draw{i}": {metric: draw[key]} for i, draw in enumerate(draws)}
+        scores |= spread(runs, f"{prefix}/{part}")
     return scores
 
 

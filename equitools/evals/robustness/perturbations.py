@@ -100,7 +100,7 @@ def invariance(
     angles: every picture turned by the same angle, counter-clockwise. alpha: elastic warps of
     several strengths. jitter: the grid's color jitter on top, in all but the untouched column.
     """
-    found = {
+    columns = {
         **rotation(degrees=degrees),
         **{f"at{angle:g}": Column(angle=angle) for angle in angles},
         **elastic(alpha=alpha, sigma=sigma, scale=scale),
@@ -108,7 +108,7 @@ def invariance(
     over = grid()["cj"].operations if jitter else {}
     return {"orig": Column(interpolation="bicubic")} | {
         name: Column({**column.operations, **over}, "bicubic", column.angle)
-        for name, column in found.items()
+        for name, column in columns.items()
     }
 
 
@@ -137,7 +137,7 @@ def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbatio
     return change
 
 
-def told(column: Column, size: int, seed: int, draw: int) -> Any:
+def cache_key(column: Column, size: int, seed: int, draw: int) -> Any:
     """All that `perturbation` depends on, as JSON has it; None for nothing."""
     if not column.operations and column.angle is None:
         return None

@@ -49,8 +49,8 @@ def solve(
     matrix = (LAMBDA * (sparse.diags_array(outer) - scaled) + sparse.diags_array(weight)).tocsr()
     wanted = CONFIDENCE * (splat @ target.ravel().astype(np.float64))
     near = sparse.diags_array(1 / matrix.diagonal())
-    found, _ = cg(matrix, wanted, x0=wanted / weight, M=near, rtol=TOLERANCE, maxiter=steps)
-    return (splat.T @ found).reshape(target.shape)
+    solution, _ = cg(matrix, wanted, x0=wanted / weight, M=near, rtol=TOLERANCE, maxiter=steps)
+    return (splat.T @ solution).reshape(target.shape)
 
 
 def grid(image: np.ndarray, *, spatial: float, luma: float, chroma: float) -> tuple[Any, Any]:

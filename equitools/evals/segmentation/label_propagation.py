@@ -61,8 +61,8 @@ def evaluate(
     beside = {"copy": source.copy()}
     if random:
         beside["random"] = source.judge(labels, knobs, untrained=True)
-    for name, found in beside.items():
-        scores |= {f"{name}/{key}": value for key, value in found.items()}
+    for name, values in beside.items():
+        scores |= {f"{name}/{key}": value for key, value in values.items()}
     scores = {key: 100 * value for key, value in scores.items()}
     facts = {
         "propagation": f"cosine of cells, soft labels of the first frame and {context} before,"
@@ -168,8 +168,8 @@ class Memory:
                 keys = strip[: self.held, upper:lower].flatten(1, 2)
                 labels = self.labels[: self.held, upper:lower, left:right].flatten(1, 2)
                 far = self._far((top, bottom, upper, lower), (start, end, left, right), cells)
-                found = _best(queries, keys, labels, far, topk, temperature)
-                soft[top:bottom, start:end] = found.view(bottom - top, end - start, -1)
+                carried = _best(queries, keys, labels, far, topk, temperature)
+                soft[top:bottom, start:end] = carried.view(bottom - top, end - start, -1)
         return soft.movedim(-1, 0).contiguous()
 
     def _far(self, rows: tuple[int, ...], columns: tuple[int, ...], like: Tensor) -> Tensor:
