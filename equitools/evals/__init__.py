@@ -1,28 +1,47 @@
-"""Evaluations of frozen networks: what is imported here is the menu of equi-probe, and DIAGNOSES
-are those of equi-perturb that need no probe. TRANSFERS are those of equi-transfer."""
+"""Evaluations of encoders: the menus of equi-probe, equi-perturb and equi-transfer, a line each."""
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from equitools.evals.classification import downstream_linear, finetune
-from equitools.evals.classification.knn import evaluate as knn
-from equitools.evals.classification.linear import evaluate as linear
-from equitools.evals.classification.mlp import evaluate as mlp
-from equitools.evals.embedding.embed import evaluate as embed
+from equitools.evals.classification import (
+    datasets,
+    downstream_linear,
+    few_labels,
+    finetune,
+    knn,
+    linear,
+    mlp,
+)
+from equitools.evals.embedding import embed
 from equitools.evals.equivariance import layers, score, sensitivity
-from equitools.evals.segmentation import label_propagation, saliency
+from equitools.evals.robustness import perturbations
+from equitools.evals.run import Evaluation
+from equitools.evals.segmentation import davis, label_propagation, saliency, saliency_data
+from equitools.manifest import schema
 
-DIAGNOSES = {
-    "equivariance": score.evaluate,
-    "layers": layers.evaluate,
-    "sensitivity": sensitivity.evaluate,
+PROBE = {
+    "embed": Evaluation(embed.evaluate, "features"),
+    "knn": Evaluation(knn.evaluate, "features"),
+    "linear": Evaluation(linear.evaluate, "features", layers="cls4"),
+    "mlp": Evaluation(mlp.evaluate, "features", layers="cls4"),
 }
-TRANSFERS: dict[str, Callable[..., Any]] = {
-    "linear": downstream_linear.evaluate,
-    "finetune": finetune.evaluate,
-    "semi": finetune.evaluate,
-    "saliency": saliency.evaluate,
-    "video": label_propagation.evaluate,
+PERTURB = {
+    "grid": Evaluation(perturbations.grid, "changes"),
+    "rotation": Evaluation(perturbations.rotation, "changes"),
+    "elastic": Evaluation(perturbations.elastic, "changes"),
+    "invariance": Evaluation(perturbations.invariance, "changes"),
+    "equivariance": Evaluation(score.evaluate, "maps", limits=score.LIMITS),
+    "layers": Evaluation(layers.evaluate, "maps", limits=layers.LIMITS, layers="quarters"),
+    "sensitivity": Evaluation(sensitivity.evaluate, "vectors", limits=sensitivity.LIMITS),
+}
+TRANSFER = {
+    "linear": Evaluation(downstream_linear.evaluate, "labels", datasets, downstream_linear.check),
+    "finetune": Evaluation(finetune.evaluate, "labels", datasets, finetune.check),
+    "semi": Evaluation(finetune.evaluate, "labels", few_labels, finetune.check),
+    "saliency": Evaluation(saliency.evaluate, "masks", saliency_data, saliency.check),
+    "video": Evaluation(label_propagation.evaluate, "videos", davis),
 }
 
-__all__ = ["embed", "knn", "linear", "mlp"]
+
+def menu(evaluations: dict[str, Evaluation]) -> list[tuple[str, str]]:
+    """Each name with the first line of what its evaluation says of itself."""
+    return schema.menu({name: one.evaluate for name, one in evaluations.items()})

@@ -12,19 +12,18 @@ attention. What is compared between pictures and networks are numbers:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from equitools.augment.operations import rotation
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import UsageError
 
 SHARE = 0.6
 
 
 @torch.no_grad()
-def maps(encoder: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+def maps(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
     """Maps b heads h w of normalized pictures b 3 (p·h) (p·w), each head's sum 1; and b heads, the
     share of attention that stays with the class token and registers, left out of them.
 
@@ -39,7 +38,7 @@ def maps(encoder: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     weights = encoder(image, attention=True).attention.float()[:, :, 0]
     patches = weights[..., first:]
     total = patches.sum(-1, keepdim=True)
-    size = [side // encoder.patch_size for side in image.shape[-2:]]
+    size = [side // int(encoder.patch_size or 1) for side in image.shape[-2:]]
     return (patches / total.clamp(min=1e-30)).unflatten(-1, size), 1 - total[..., 0]
 
 

@@ -23,19 +23,19 @@ from equitools.core.errors import DataError
 from equitools.nn import serialization
 
 BLOCK = 1024
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 
 
 class Blocks:
     """`features` n d of one table, filled with the blocks that lie below `cache`; without a cache
     nothing is read or written.
 
-    asked: what the features depend on, as JSON has it. missing: the numbers of the blocks that are
+    key: what the features depend on, as JSON has it. missing: the numbers of the blocks that are
     still to be computed, in order. read: how many rows were on disk.
     """
 
-    def __init__(self, cache: Path | None, asked: Any, count: int, width: int) -> None:
-        self.folder = None if cache is None else cache / _name(asked)
+    def __init__(self, cache: Path | None, key: Any, count: int, width: int) -> None:
+        self.folder = None if cache is None else cache / _name(key)
         self.features, self.read = torch.empty(count, width), 0
         numbers = range(-(-count // BLOCK))
         self.missing = [number for number in numbers if not self._read(number)]
@@ -61,21 +61,21 @@ class Blocks:
         if self.folder is None or not self._path(number).exists():
             return False
         rows, path = self.rows(number), self._path(number)
-        found = serialization.load_tensors(path).get("features", torch.empty(0))
-        if found.shape != (len(rows), self.features.shape[1]):
+        features = serialization.load_tensors(path).get("features", torch.empty(0))
+        if features.shape != (len(rows), self.features.shape[1]):
             raise DataError(f"{path} is not what was written there; remove it")
-        self.features[rows.start : rows.stop] = found
+        self.features[rows.start : rows.stop] = features
         self.read += len(rows)
         return True
 
 
 class Single:
     """Tensors of pictures that make no table, a file for each; without a cache nothing is read or
-    written. asked: what they depend on beside the picture, as JSON has it."""
+    written. key: what they depend on beside the picture, as JSON has it."""
 
-    def __init__(self, cache: Path | None, asked: Any, kind: str) -> None:
-        self.folder = None if cache is None else cache / _name(asked, kind)
-        self._told = False
+    def __init__(self, cache: Path | None, key: Any, kind: str) -> None:
+        self.folder = None if cache is None else cache / _name(key, kind)
+        self._reported = False
 
     def has(self, name: str) -> bool:
         """Is the tensor of a name on disk?"""
@@ -87,16 +87,16 @@ class Single:
             return compute()
         path = self.folder / f"{name}.safetensors"
         if self.has(name):
-            if not self._told:
-                said.info("what is known already is read from %s", self.folder)
-            self._told = True
+            if not self._reported:
+                log.info("what is known already is read from %s", self.folder)
+            self._reported = True
             return serialization.load_tensors(path)["features"]
-        found = compute()
+        tensor = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        serialization.save_tensors(path, {"features": found})
-        return found
+        serialization.save_tensors(path, {"features": tensor})
+        return tensor
 
 
-def _name(asked: Any, kind: str = "features") -> str:
-    text = json.dumps([__version__, asked])
+def _name(key: Any, kind: str = "features") -> str:
+    text = json.dumps([__version__, key])
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

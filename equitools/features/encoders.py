@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from equitools import backbones, manifest
 from equitools.backbones import checkpoint
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.core.records import Features
 
@@ -69,7 +70,7 @@ def _is_path(wanted: str) -> bool:
 
 def find(
     document: dict[str, Any], wanted: str | None, *, seed: int = 0, pretrained: bool = False
-) -> tuple[Any, str]:
+) -> tuple[Encoder, str]:
     """The encoder and its name for people.
 
     wanted: None is the document's `files.encoder`, whose digest is checked; `pixels`; `random`
@@ -80,7 +81,7 @@ def find(
     if wanted is None:
         return _from_document(document)
     if wanted == "pixels":
-        return Pixels(), "raw pixels"
+        return cast(Encoder, Pixels()), "raw pixels"  # it answers as one
     if wanted == "random" or wanted.startswith("random:"):
         return _random(document, wanted.removeprefix("random").removeprefix(":"), seed)
     if _is_path(wanted):
@@ -104,14 +105,14 @@ def shown(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     return {**mine, "interpolation": mine["interpolation"] or "bicubic"}
 
 
-def untrained(encoder: Any, seed: int) -> Any:
+def untrained(encoder: Encoder, seed: int) -> Encoder:
     """The same network with random weights drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return backbones.create({**encoder.settings, "pretrained": False})
 
 
-def _from_document(document: dict[str, Any]) -> tuple[Any, str]:
+def _from_document(document: dict[str, Any]) -> tuple[Encoder, str]:
     entry = document.get("files", {}).get("encoder")
     if entry is None:
         raise DataError(
@@ -130,7 +131,7 @@ def _backbone(document: dict[str, Any]) -> dict[str, Any]:
     return dict((document.get("recipe") or {}).get("backbone") or {})
 
 
-def _random(document: dict[str, Any], name: str, seed: int) -> tuple[Any, str]:
+def _random(document: dict[str, Any], name: str, seed: int) -> tuple[Encoder, str]:
     described = _backbone(document)
     if name and name != described.get("name"):
         described = {"name": name}
@@ -144,7 +145,7 @@ def _random(document: dict[str, Any], name: str, seed: int) -> tuple[Any, str]:
     return encoder, f"{described['name']} with random weights, seed {seed}"
 
 
-def fingerprint(encoder: Any) -> str:
+def fingerprint(encoder: Encoder) -> str:
     """sha256 of an encoder's configuration and of every tensor of its state."""
     digest = hashlib.sha256(json.dumps(encoder.config(), sort_keys=True, default=str).encode())
     for name, value in sorted(encoder.state_dict().items()):
@@ -153,6 +154,6 @@ def fingerprint(encoder: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def freeze(encoder: Any, device: str | torch.device) -> None:
+def freeze(encoder: Encoder, device: str | torch.device) -> None:
     """Evaluation mode (buffers stay as they are), no gradients, on the device."""
     encoder.eval().requires_grad_(False).to(device)

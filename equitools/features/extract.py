@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import UsageError
+from equitools.data.shards.index import ShardIndex
 from equitools.features.cache import Blocks
 from equitools.features.encoders import fingerprint, freeze
 from equitools.features.labels import classes_of
-from equitools.features.table import Perturbation, Table
+from equitools.features.table import FeatureTable, Perturbation, Stream
 from equitools.features.transform import Transform, load
 
 
-def choose_layers(encoder: Any, layers: str, default: str) -> str:
+def choose_layers(encoder: Encoder, layers: str, default: str) -> str:
     """`last` (pooled) or `clsN` (CLS of the last N blocks, normed); `auto` is the default.
 
     A convolutional net has no CLS tokens and gives `last`, whatever the default.
@@ -59,9 +61,15 @@ def subset(count: int, limit: int | None) -> list[int]:
     )
 
 
+def loading(settings: dict[str, Any]) -> dict[str, Any]:
+    """The knobs of `extract` that a program's settings have."""
+    knobs = {key: settings[key] for key in ("device", "workers", "limit")}
+    return {**knobs, "batch_size": settings["extract_batch_size"]}
+
+
 def extract(
-    encoder: Any,
-    index: Any,
+    encoder: Encoder,
+    index: ShardIndex,
     *,
     transform: Transform,
     layers: str = "last",
@@ -73,7 +81,7 @@ def extract(
     changed: Any = None,
     cache: Path | None = None,
     progress: Callable[[int], Any] | None = None,
-) -> Table:
+) -> FeatureTable:
     """Features of a split (an index with labels, keys, classes, digest and `image(i)`).
 
     layers: `last` or `clsN`. perturb(uint8 b 3 h w, keys) changes pictures after the crop; changed:
@@ -84,7 +92,7 @@ def extract(
     """
     freeze(encoder, device)
     rows = subset(len(index), limit)
-    table = Table(
+    table = FeatureTable(
         torch.empty(0),
         torch.as_tensor(np.asarray(index.labels)[rows], dtype=torch.int64),
         [index.keys[i] for i in rows],
@@ -96,9 +104,9 @@ def extract(
     )
     if not index.digest or (perturb is not None and changed is None):  # nothing to know them by
         cache = None
-    asked = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
-    asked = asked and (asked if changed is None else [*asked, changed])
-    blocks = Blocks(cache, asked, len(rows), table.blocks * table.width)
+    key = cache and [fingerprint(encoder), asdict(transform), layers, index.digest, len(rows)]
+    key = key and (key if changed is None else [*key, changed])
+    blocks = Blocks(cache, key, len(rows), table.blocks * table.width)
     table.reused = blocks.read
     if blocks.read:
         table.read = f"{blocks.read} of {len(rows)} read from {blocks.folder}"
@@ -106,18 +114,18 @@ def extract(
             progress(blocks.read)
 
     def of(pixels: Tensor, keys: Sequence[str]) -> Tensor:
-        shown = pixels if perturb is None else perturb(pixels, keys)
-        return encode(encoder, transform.normalized(shown), layers)
+        changed = pixels if perturb is None else perturb(pixels, keys)
+        return encode(encoder, transform.normalized(changed), layers)
 
-    fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
-         workers=workers, progress=progress)  # fmt: skip
+    load: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
+    fill(blocks, index, rows, of, transform, progress=progress, **load)
     table.features = blocks.features
     return table
 
 
 def fill(
     blocks: Blocks,
-    index: Any,
+    index: ShardIndex,
     rows: Sequence[int],
     of: Callable[[Tensor, Sequence[str]], Tensor],
     transform: Transform,
@@ -135,17 +143,17 @@ def fill(
     batches = [part[i : i + batch_size] for part in wanted for i in range(0, len(part), batch_size)]
     shown = _shown(index, batches, transform, device=device, workers=workers)
     for number, part in zip(blocks.missing, wanted, strict=True):
-        found: list[Tensor] = []
-        while sum(map(len, found)) < len(part):
+        done: list[Tensor] = []
+        while sum(map(len, done)) < len(part):
             pixels, keys = next(shown)
-            found.append(of(pixels, keys).cpu())
+            done.append(of(pixels, keys).cpu())
             if progress is not None:
                 progress(len(pixels))
-        blocks.keep(number, torch.cat(found))
+        blocks.keep(number, torch.cat(done))
 
 
 def pictures(
-    index: Any,
+    index: ShardIndex,
     rows: Sequence[int],
     transform: Transform,
     *,
@@ -159,19 +167,19 @@ def pictures(
 
 
 def _shown(
-    index: Any, batches: Sequence[Sequence[int]], transform: Transform, **knobs: Any
+    index: ShardIndex, batches: Sequence[Sequence[int]], transform: Transform, **knobs: Any
 ) -> Iterator[tuple[Tensor, list[str]]]:
     for batch, pixels in zip(batches, load(index, batches, transform, **knobs), strict=True):
         yield pixels, [index.keys[i] for i in batch]
 
 
 @torch.no_grad()
-def encode(encoder: Any, image: Tensor, layers: str) -> Tensor:
+def encode(encoder: Encoder, image: Tensor, layers: str) -> Tensor:
     """Features b d of normalized pictures, fp32, without a gradient."""
     return vectors(encoder, image, layers)
 
 
-def vectors(encoder: Any, image: Tensor, layers: str) -> Tensor:
+def vectors(encoder: Encoder, image: Tensor, layers: str) -> Tensor:
     """Features b d of normalized pictures, fp32."""
     if layers == "last":
         return encoder(image).pooled.float()
@@ -181,8 +189,8 @@ def vectors(encoder: Any, image: Tensor, layers: str) -> Tensor:
 
 
 def stream(
-    encoder: Any,
-    index: Any,
+    encoder: Encoder,
+    index: ShardIndex,
     rows: Sequence[int],
     *,
     transform: Transform,
@@ -190,8 +198,9 @@ def stream(
     augment: bool = True,
     device: str | torch.device = "cpu",
     workers: int = 0,
-) -> Callable[[Iterable[Tensor], int, int], Iterator[Tensor]]:
-    """`Table.stream`: features of new crops each epoch, or of the same pictures without `augment`.
+) -> Stream:
+    """`FeatureTable.stream`: features of new crops each epoch, or (not `augment`) of the same
+    pictures.
 
     rows: the split's positions that the table's rows stand for. batches of row numbers come in,
     features of as many pictures go out.

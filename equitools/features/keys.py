@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from equitools.augment.normalize import normalize
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import UsageError
 from equitools.features import encoders, maps
 from equitools.features.cache import Single
@@ -54,7 +54,7 @@ class Shown:
         long = min(self.tokens // short, max(LEAST, int(max(height, width) * scale / patch)))
         return (short, long) if height <= width else (long, short)
 
-    def keys(self, encoder: Any) -> Keys:
+    def keys(self, encoder: Encoder) -> Keys:
         """A function from pictures uint8 h w 3 to the encoder's keys d gh gw, fp32."""
         own = encoder.config()["pretrained_cfg"]
         patch = side_of_patch(encoder)
@@ -66,12 +66,12 @@ class Shown:
             picture = Image.fromarray(image)
             picture = picture.resize((wide * patch, tall * patch), Image.Resampling.LANCZOS)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.device)
-            found = encoder(normalize(pixels, own["mean"], own["std"]), keys=True).keys
-            return found[0].float().cpu()
+            cells = encoder(normalize(pixels, own["mean"], own["std"]), keys=True).keys
+            return cells[0].float().cpu()
 
         return keys if self.cache is None else self._kept(keys, encoder, self.cache)
 
-    def _kept(self, compute: Keys, encoder: Any, cache: Path) -> Keys:
+    def _kept(self, compute: Keys, encoder: Encoder, cache: Path) -> Keys:
         """The same, from a file where the keys of a picture have been computed before."""
         asked = [encoders.fingerprint(encoder), self.size, self.tokens]
         store = Single(cache, asked, "keys")
@@ -83,12 +83,12 @@ class Shown:
         return keys
 
 
-def side_of_patch(encoder: Any) -> int:
+def side_of_patch(encoder: Encoder) -> int:
     """Pixels of the side of what one key stands for: a ViT's patch, a CNN's stride."""
     return int(encoder.patch_size or encoder.trunk.feature_info[-1]["reduction"])
 
 
-def refuse(encoder: Any, shown: Shown) -> None:
+def refuse(encoder: Encoder, shown: Shown) -> None:
     """UsageError for a network without keys or maps, or that takes pictures of one shape only."""
     if not hasattr(encoder, "channels"):
         raise UsageError("raw pixels have no keys; name an encoder that has maps")

@@ -5,25 +5,24 @@ Every sample has one, both splits have the same classes, and a head fits them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from equitools.core.errors import DataError
-from equitools.features.table import Table
+from equitools.data.shards.index import ShardIndex
+from equitools.features.table import FeatureTable
 
 
-def classes_of(index: Any) -> int:
+def classes_of(index: ShardIndex) -> int:
     """How many classes a split has: its list of names, else what its manifest says, else one more
     than the largest label."""
     if index.classes:
         return len(index.classes)
-    if getattr(index, "class_count", None):
-        return index.class_count
+    if stated := getattr(index, "class_count", None):
+        return int(stated)
     return int(np.max(index.labels, initial=-1)) + 1
 
 
-def require_labels(table: Table, split: str) -> None:
+def require_labels(table: FeatureTable, split: str) -> None:
     """DataError when samples are missing, lack a label, or have one outside the classes."""
     if not len(table.labels):
         raise DataError(f"the {split} split has no samples")
@@ -37,7 +36,7 @@ def require_labels(table: Table, split: str) -> None:
         )
 
 
-def same_classes(train: Any, val: Any) -> None:
+def same_classes(train: ShardIndex, val: ShardIndex) -> None:
     """DataError when two splits (indices with `classes`) do not have the same classes."""
     ours, theirs = train.classes, val.classes
     if ours and theirs and list(ours) != list(theirs):

@@ -16,22 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
-from equitools.features import encoders
-from equitools.features import extract as features_extract
+from equitools.data.shards.index import ShardIndex
+from equitools.features import encoders, extract
 from equitools.features.cache import Blocks
 from equitools.features.extract import choose_layers, encode, fill, subset
+from equitools.features.transform import Transform
 
 Maps = Callable[[Tensor], dict[int, Tensor]]  # uint8 or [0, 1] b 3 h w → {layer: b d h w}
 Rows = Callable[[Tensor, Sequence[str]], Tensor]  # uint8 b 3 h w, keys → b width
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 COARSEST = 7  # cells of a picture's side, where a CNN's stride would leave fewer
 
 
 @dataclass
 class Vectors:
     """One vector for a picture: `of` takes pictures b 3 h w to b (blocks · width), fp32. layers,
-    blocks, width and split are those of a features.Table. normalized prepares pictures for copy(),
+    blocks, width and split are those of a FeatureTable. normalized prepares pictures for copy(),
     which is the encoder once more, for those who train it on the device."""
 
     of: Callable[[Tensor], Tensor]
@@ -40,12 +42,12 @@ class Vectors:
     width: int
     split: int | None
     normalized: Callable[[Tensor], Tensor] | None = None
-    copy: Callable[[], Any] | None = None
+    copy: Callable[[], Encoder] | None = None
     device: str = "cpu"
 
 
 @dataclass
-class Source:
+class FrozenMaps:
     """Pictures of the splits, and maps of any pictures.
 
     pictures(split, limit, batch_size, order=None) gives uint8 b 3 size size and keys, and says how
@@ -54,7 +56,7 @@ class Source:
     weights. cell: the side in pixels of which pictures of other shapes are multiples. other_shapes:
     why they cannot be had, or None. seed: of what is drawn for each picture. batch_size: where an
     evaluation has none of its own. vectors(layers): what a probe would read, `auto` as it would.
-    keep: `table` from disk. resume(what, *matters): a finetune.Kept for training a network.
+    keep: `table` from disk. resume(what, *matters): a ResumePoint for training a network.
     """
 
     pictures: Callable[..., Iterator[tuple[Tensor, list[str]]]]
@@ -78,16 +80,16 @@ class Source:
         if self.keep is not None:
             rows, names = self.keep(split, most, what, width, of)
         else:
-            shown = self.pictures(split, most, self.batch_size)
-            parts = [(of(pixels, keys), keys) for pixels, keys in shown]
-            rows = torch.cat([torch.empty(0, width), *(found.cpu() for found, _ in parts)])
+            batches = self.pictures(split, most, self.batch_size)
+            parts = [(of(pixels, keys).cpu(), keys) for pixels, keys in batches]
+            rows = torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)])
             names = [key for _, keys in parts for key in keys]
         if not names:
             raise DataError(f"the {split} split has no pictures")
         return rows, names
 
 
-def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
+def choose(encoder: Encoder, wanted: Sequence[int] | None) -> list[int]:
     """Layers counted from 1, negative ones from the end; None is all that have maps.
 
     Raises UsageError for a network without maps, and for a layer that it does not have.
@@ -97,12 +99,12 @@ def choose(encoder: Any, wanted: Sequence[int] | None) -> list[int]:
     encoder.channels(1)
     depth = encoder.depth
     layers = range(1, depth + 1) if wanted is None else wanted
-    found = sorted({layer + depth + 1 if layer < 0 else layer for layer in layers})
-    if not found:
+    chosen = sorted({layer + depth + 1 if layer < 0 else layer for layer in layers})
+    if not chosen:
         raise UsageError("perturb.layers is empty; say null for all")
-    for layer in found:
+    for layer in chosen:
         encoder.channels(layer)
-    return found
+    return chosen
 
 
 def quarters(depth: int) -> list[int]:
@@ -110,7 +112,7 @@ def quarters(depth: int) -> list[int]:
     return sorted({1, *(max(1, round(depth * share / 4)) for share in (1, 2, 3, 4))})
 
 
-def maps_of(encoder: Any, transform: Any, layers: Sequence[int], *, norm: bool) -> Maps:
+def maps_of(encoder: Encoder, transform: Transform, layers: Sequence[int], *, norm: bool) -> Maps:
     """A function from pictures (uint8, or floats in [0, 1]) to the encoder's maps, fp32.
 
     norm: a ViT's final norm on the tokens of every block.
@@ -120,8 +122,8 @@ def maps_of(encoder: Any, transform: Any, layers: Sequence[int], *, norm: bool) 
 
     @torch.no_grad()
     def maps(image: Tensor) -> dict[int, Tensor]:
-        found = encoder(transform.normalized(image), maps=blocks).maps
-        return {block + 1: _normed(found[block], last).float() for block in blocks}
+        cells = encoder(transform.normalized(image), maps=blocks).maps
+        return {block + 1: _normed(cells[block], last).float() for block in blocks}
 
     return maps
 
@@ -130,7 +132,7 @@ def _normed(cells: Tensor, norm: nn.Module | None) -> Tensor:
     return cells if norm is None else norm(cells.movedim(1, -1)).movedim(-1, 1)
 
 
-def cell(encoder: Any, size: int) -> int:
+def cell(encoder: Encoder, size: int) -> int:
     """Of how many pixels the sides of other pictures are multiples: a ViT's patch, a CNN's
     coarsest stride (but a seventh of small pictures, which it would leave no map)."""
     if encoder.patch_size:
@@ -150,26 +152,24 @@ def refuses_other_shapes(maps: Maps, size: int, cell: int, device: str) -> str |
     return None
 
 
-def source(
-    encoder: Any,
-    splits: dict[str, Any],
-    transform: Any,
+def frozen(
+    encoder: Encoder,
+    splits: dict[str, ShardIndex],
+    transform: Transform,
     layers: list[int],
+    settings: dict[str, Any],
     *,
-    untrained: Callable[[], Any],
-    norm: bool,
-    seed: int,
-    limit: int | None,
-    device: str,
-    batch_size: int,
-    workers: int,
+    untrained: Callable[[], Encoder],
     progress: Callable[[int], Any],
     cache: Path | None = None,
     resume: Callable[..., Any] | None = None,
-) -> Source:
+) -> FrozenMaps:
     """What evaluations see of an encoder (`untrained()`: another with random weights) and of the
-    index of every split; no split gives more than `limit` pictures. cache: a folder for what is
-    kept (encoders.features_folder)."""
+    index of every split. settings: norm, seed, limit (of the pictures of a split), device, workers
+    and extract_batch_size. cache: a folder for what is computed once (encoders.features_folder)."""
+    norm, limit, device = settings["norm"], settings["limit"], settings["device"]
+    batch_size = settings["extract_batch_size"]
+    load = {"device": device, "workers": settings["workers"]}
     encoders.freeze(encoder, device)
     maps = maps_of(encoder, transform, layers, norm=norm)
     side = cell(encoder, transform.size)
@@ -180,10 +180,7 @@ def source(
         index = splits[split]
         rows = subset(len(index), fewest(most, limit))
         rows = rows if order is None else [rows[i] for i in order]
-        loader = features_extract.pictures(
-            index, rows, transform, device=device, batch_size=size, workers=workers
-        )
-        for pixels, keys in loader:
+        for pixels, keys in extract.pictures(index, rows, transform, batch_size=size, **load):
             yield pixels, keys
             progress(len(pixels))
 
@@ -192,13 +189,12 @@ def source(
     ) -> tuple[Tensor, list[str]]:
         index = splits[split]
         rows = subset(len(index), fewest(most, limit))
-        asked = [encoders.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
-        blocks = Blocks(cache, [*asked, what], len(rows), width)
+        key = [encoders.fingerprint(encoder), asdict(transform), norm, index.digest, len(rows)]
+        blocks = Blocks(cache, [*key, what], len(rows), width)
         if blocks.read:
-            said.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
+            log.info("%d of %d of %s read from %s", blocks.read, len(rows), split, blocks.folder)
             progress(blocks.read)
-        fill(blocks, index, rows, of, transform, device=device, batch_size=batch_size,
-                      workers=workers, progress=progress)  # fmt: skip
+        fill(blocks, index, rows, of, transform, batch_size=batch_size, progress=progress, **load)
         return blocks.features, [index.keys[i] for i in rows]
 
     def random_maps() -> Maps:
@@ -211,13 +207,28 @@ def source(
         blocks = 1 if chosen == "last" else int(chosen.removeprefix("cls"))
         return Vectors(
             lambda image: encode(encoder, transform.normalized(image), chosen),
-            chosen, blocks, encoder.dim, encoder.split, transform.normalized,
-            lambda: deepcopy(encoder), device,
-        )  # fmt: skip
+            chosen,
+            blocks,
+            encoder.dim,
+            encoder.split,
+            transform.normalized,
+            lambda: deepcopy(encoder),
+            device,
+        )
 
     refused = refuses_other_shapes(maps, transform.size, side, device)
-    return Source(
-        pictures, maps, random_maps, layers, side, refused, seed, batch_size, vectors, keep, resume
+    return FrozenMaps(
+        pictures,
+        maps,
+        random_maps,
+        layers,
+        side,
+        refused,
+        settings["seed"],
+        batch_size,
+        vectors,
+        keep,
+        resume,
     )
 
 

@@ -75,8 +75,8 @@ def neighbors(
     usual = BLOCKS["cuda" if bank.is_cuda else "cpu"]
     block = max(block or usual[1], k)
     rows = max(1, min(rows or usual[0], usual[0] * usual[1] * 8 // block))
-    found = [_search(part, bank, k, block) for part in queries.split(rows)]
-    return torch.cat([near for near, _ in found]), torch.cat([index for _, index in found])
+    nearest = [_search(part, bank, k, block) for part in queries.split(rows)]
+    return torch.cat([near for near, _ in nearest]), torch.cat([index for _, index in nearest])
 
 
 def votes(
@@ -143,7 +143,7 @@ def _above(similarity: Tensor, floor: Tensor, start: int) -> tuple[Tensor, Tenso
 
 def _merge(best: Tensor, waiting: list[tuple[Tensor, Tensor]], k: int) -> Tensor:
     """The k largest keys of each row of best r c and of (row, key) lists, in no order."""
-    row, keys = (torch.cat(found) for found in zip(*waiting, strict=True))
+    row, keys = (torch.cat(lists) for lists in zip(*waiting, strict=True))
     row, order = row.sort(stable=True)
     count = torch.bincount(row, minlength=len(best))
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
@@ -184,8 +184,8 @@ def capped(ks: Sequence[int], samples: int) -> list[int]:
 def _hits(score: Tensor, labels: Tensor) -> dict[str, float]:
     """How many labels b are the best class of score b c, and how many are among the best five."""
     best, order = score.topk(min(5, score.shape[1]))
-    found = (order == labels[:, None].to(order)) & (best > 0)
-    hits = {"top1": float(found[:, 0].sum())}
+    correct = (order == labels[:, None].to(order)) & (best > 0)
+    hits = {"top1": float(correct[:, 0].sum())}
     if score.shape[1] >= 5:
-        hits["top5"] = float(found.any(1).sum())
+        hits["top5"] = float(correct.any(1).sum())
     return hits

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from equitools.core.errors import UsageError
 
+# (batches of row numbers, seed, epoch) → features b d of each batch
+Stream = Callable[[Iterable[Tensor], int, int], Iterator[Tensor]]
 Perturbation = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 @dataclass
-class Table:
+class FeatureTable:
     """Features n d (fp32), labels n (int64, -1 is none) and keys of a split's samples.
 
     d is `blocks` concatenated blocks of `width`, oldest first; the invariant part of a block is
@@ -37,7 +39,7 @@ class Table:
     width: int = 0
     split: int | None = None
     named: bool = True
-    stream: Callable[[Iterable[Tensor], int, int], Iterator[Tensor]] | None = None
+    stream: Stream | None = None
     progress: Callable[[int], Any] | None = None
     read: str = ""
     reused: int = 0
@@ -55,7 +57,9 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def part(table: Table, name: str, slicing: str = "official", *, index: bool = False) -> Tensor:
+def part(
+    table: FeatureTable, name: str, slicing: str = "official", *, index: bool = False
+) -> Tensor:
     """The features n c of a part (all, ir, ef), or with `index` the numbers of its channels."""
     chosen = channels(table.blocks, table.width, table.split, name, slicing)
     return chosen if index else table.features[:, chosen.to(table.features.device)]

@@ -28,8 +28,10 @@ from torchvision.transforms.v2 import functional as F
 
 from equitools.augment.normalize import normalize
 from equitools.augment.operations.crop import part
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.data import images
+from equitools.data.shards.index import ShardIndex
 from equitools.data.workers import quiet_worker
 
 FILTERS = {
@@ -104,7 +106,7 @@ class Transform:
 
 
 def evaluation_transform(
-    encoder: Any,
+    encoder: Encoder,
     *,
     size: int | None = None,
     crop_pct: float | None = None,
@@ -135,9 +137,9 @@ def _cut(
     height, width = image.shape[:2]
     top, left, bottom, right = corner
     linear = mode == "bilinear"
-    found = part(image, tall, wide, top, left, bottom - top, linear=linear)
-    if found is not None:
-        return torch.from_numpy(found).permute(2, 0, 1)
+    crop = part(image, tall, wide, top, left, bottom - top, linear=linear)
+    if crop is not None:
+        return torch.from_numpy(crop).permute(2, 0, 1)
     picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     resize = FILTERS[mode]
     return resize(picture, [bottom, right], False, tall / height, wide / width)[0, :, top:, left:]
@@ -168,7 +170,7 @@ class Pictures(Dataset):
     a user sees it."""
 
     def __init__(
-        self, index: Any, transform: Transform, augment: tuple[int, int] | None = None
+        self, index: ShardIndex, transform: Transform, augment: tuple[int, int] | None = None
     ) -> None:
         self.index, self.transform, self.augment = index, transform, augment
 
@@ -183,7 +185,7 @@ class Pictures(Dataset):
 
 
 def load(
-    index: Any,
+    index: ShardIndex,
     batches: Iterable[Sequence[int]],
     transform: Transform,
     augment: tuple[int, int] | None = None,
@@ -194,11 +196,13 @@ def load(
     """The pictures of each batch of positions of a split, uint8 b 3 size size, on the device;
     DataError naming a picture that cannot be read."""
     loader: DataLoader = DataLoader(
-        Pictures(index, transform, augment), batch_sampler=map(list, batches),
+        Pictures(index, transform, augment),
+        batch_sampler=map(list, batches),
         num_workers=workers,
-        collate_fn=_collate, worker_init_fn=quiet_worker,
+        collate_fn=_collate,
+        worker_init_fn=quiet_worker,
         pin_memory=torch.device(device).type == "cuda",
-    )  # fmt: skip
+    )
     for pixels in loader:
         if isinstance(pixels, Exception):
             raise pixels

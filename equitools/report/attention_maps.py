@@ -129,7 +129,9 @@ def _measure(
     plain: Tensor | None = None  # masks of the unchanged pictures: every change is compared
     for change in ["original", *(change for change in options.changes if change != "original")]:
         batches = []
-        for pixels, keys in pictures(index, rows, transform, device=options.device):
+        for pixels, keys in pictures(
+            cast(ShardIndex, index), rows, transform, device=options.device
+        ):
             changed = _changed(pixels, keys, change, options)
             maps, own = attention.maps(encoder, transform.normalized(changed))
             batches.append((changed.cpu(), maps.cpu(), own.cpu()))

@@ -10,9 +10,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equitools.augment import Batch
+from equitools.backbones.encoder import Encoder
 from equitools.core import distributed
 from equitools.core.errors import NumericalError
 from equitools.core.records import Features, Step
@@ -186,7 +187,7 @@ def _mean(readings: list[dict[str, float]]) -> dict[str, float]:
 
 
 def nearest_neighbors(
-    settings: dict[str, Any], document: dict[str, Any], index: ShardIndex, encoder: nn.Module
+    settings: dict[str, Any], document: dict[str, Any], index: ShardIndex, encoder: Encoder
 ) -> dict[str, float]:
     """20-nearest-neighbor accuracy, in percent, and effective rank, on a val split if there is one.
 

@@ -14,7 +14,7 @@ from equitools.data.shards import settings as shards_settings
 from equitools.data.shards.settings import identity, settle
 from equitools.evals.classification import datasets as downstream
 from equitools.evals.classification import few_labels
-from equitools.evals.classification.datasets import _listed, _splits, pack
+from equitools.evals.classification.datasets import _listed, open_splits, pack
 from equitools.features import encoders
 from equitools.manifest import files
 
@@ -80,7 +80,7 @@ def test_a_share_of_labels_is_that_of_equi_shard_and_the_small_lies_in_the_large
     from equitools.data.sources.subsets import select
 
     document = packed[1]
-    index = _splits(document)["train"]
+    index = open_splits(document)["train"]
     drawn = {
         share: few_labels.draw(index, {**SETTINGS, "fraction": share})[0] for share in (0.01, 0.5)
     }
@@ -97,7 +97,7 @@ def test_a_list_of_files_is_met_by_name_and_what_is_not_there_is_counted(packed,
     labeled = look(data, tmp_path / "out", list=str(names))
     assert sorted(labeled.labels("train").tolist()) == [0, 1]
     assert "2 of 3 listed files" in labeled.notes["labels"]
-    assert labeled.notes["absent_classes"] == 1
+    assert labeled.facts()["absent_classes"] == 1
     assert data.digest["list"] == files.digest_file(names)
     names.write_text("no.JPEG\n")
     with pytest.raises(DataError, match="none of the 1 files"):
@@ -109,7 +109,7 @@ def test_a_list_of_files_is_met_by_name_and_what_is_not_there_is_counted(packed,
 def test_a_class_without_a_training_picture_is_kept_counted_and_warned_about(
     packed, tmp_path, caplog
 ):
-    rows = _splits(packed[1])["train"].labels != 1
+    rows = open_splits(packed[1])["train"].labels != 1
     data = opened(packed[0])
     data.keep = lambda index: (rows.nonzero()[0].tolist(), {})
     labeled = look(data, tmp_path / "out")

@@ -39,11 +39,11 @@ def batches(size=4):
     return list(zip(image.split(size), labels.split(size), strict=True))
 
 
-def fit(net, recipe, seen=None, size=4, kept=None, train=None):
+def fit(net, recipe, seen=None, size=4, resume=None, train=None):
     return finetuning.fit(
         net, train or (lambda epoch: iter(batches(size))), lambda: iter(batches(5)), recipe,
         steps=finetuning.steps_of(COUNT, size), batch_size=size, seed=3,
-        progress=None if seen is None else seen.append, kept=kept,
+        progress=None if seen is None else seen.append, resume=resume,
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_the_result_follows_from_the_seed_and_disturbs_nothing(encoder, recipe):
 @pytest.mark.parametrize("recipe", [PAPER, MODERN])
 def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_path, monkeypatch):
     recipe = replace(recipe, epochs=4, lr=0.05, drop_path=0.0)
-    kept = finetuning.Kept(tmp_path / "resume.safetensors", "this run")
+    resume = finetuning.ResumePoint(tmp_path / "resume.safetensors", "this run")
     whole, killed, again = (network(encoder) for _ in range(3))
     expected = fit(whole, recipe)
 
@@ -104,21 +104,21 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(encoder, recipe, tmp_pat
 
     monkeypatch.setattr(finetuning, "KEEP_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        fit(killed, recipe, kept=kept, train=dies_in_the_third)
+        fit(killed, recipe, resume=resume, train=dies_in_the_third)
     seen = []
-    assert fit(again, recipe, seen, kept=kept) == expected
+    assert fit(again, recipe, seen, resume=resume) == expected
     assert seen == [22, *[4, 4, 3] * 2]
     for mine, wanted in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, wanted)
-    done = fit(network(encoder), recipe, kept=kept, train=lambda epoch: pytest.fail("trained"))
+    done = fit(network(encoder), recipe, resume=resume, train=lambda epoch: pytest.fail("trained"))
     assert done == expected
 
 
 def test_the_state_of_another_run_is_not_taken(encoder, tmp_path):
     recipe, path = replace(PAPER, epochs=1, lr=0.05), tmp_path / "resume.safetensors"
-    fit(network(encoder), recipe, kept=finetuning.Kept(path, "another"))
+    fit(network(encoder), recipe, resume=finetuning.ResumePoint(path, "another"))
     seen = []
-    fit(network(encoder), recipe, seen, kept=finetuning.Kept(path, "this run"))
+    fit(network(encoder), recipe, seen, resume=finetuning.ResumePoint(path, "this run"))
     assert seen == [4, 4, 3]
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from equitools.core.errors import DataError, NumericalError, UsageError
 from equitools.evals.classification.linear import evaluate
-from equitools.evals.classifiers.linear import Heads
+from equitools.evals.classifiers.linear import HeadBank
 from equitools.evals.classifiers.protocol import cosine, spread
 from equitools.features.labels import check_head
-from equitools.features.table import Table
+from equitools.features.table import FeatureTable
 
 
 def table(count, seed, classes=6, width=8, noise=1.0, split=None):
@@ -22,7 +22,7 @@ def table(count, seed, classes=6, width=8, noise=1.0, split=None):
     labels = torch.randint(classes, (count,), generator=generator)
     features = centers[labels] + noise * torch.randn(count, width, generator=generator)
     keys = [str(i) for i in range(count)]
-    return Table(features, labels, keys, classes, width=width, split=split)
+    return FeatureTable(features, labels, keys, classes, width=width, split=split)
 
 
 FAST = {"epochs": 10, "lrs": [0.01, 0.1, 1.0], "batch_size": 32, "seeds": [0, 1]}
@@ -31,7 +31,7 @@ FAST = {"epochs": 10, "lrs": [0.01, 0.1, 1.0], "batch_size": 32, "seeds": [0, 1]
 def test_many_heads_in_one_pass_are_torch_sgd_one_by_one():
     data = table(64, 0)
     rates = torch.tensor([0.01, 0.1, 0.5])
-    heads = Heads(8, 6, rates, torch.Generator().manual_seed(3), weight_decay=0.01)
+    heads = HeadBank(8, 6, rates, 3, weight_decay=0.01)
     alone = []
     for i, rate in enumerate(rates.tolist()):
         layer = nn.Linear(8, 6)
@@ -56,11 +56,11 @@ def test_a_head_never_sees_samples_of_weight_zero():
     data = table(16, 0)
     targets = nn.functional.one_hot(data.labels, 6).float()
     rates = torch.tensor([0.1, 0.1])
-    both = Heads(8, 6, rates, torch.Generator().manual_seed(0))
+    both = HeadBank(8, 6, rates, 0)
     weights = torch.ones(16, 2)
     weights[4:, 0] = 0
     both.step(data.features, targets, weights, 1.0)
-    few = Heads(8, 6, rates[:1], torch.Generator().manual_seed(0))
+    few = HeadBank(8, 6, rates[:1], 0)
     few.step(data.features[:4], targets[:4], torch.ones(4, 1), 1.0)
     torch.testing.assert_close(both.weight[:, 0], few.weight[:, 0])
     assert not torch.equal(both.weight[:, 0], both.weight[:, 1])
@@ -114,7 +114,11 @@ def test_best_is_never_below_last_and_mean_and_sd_are_over_seeds():
 
 
 def test_one_seed_has_no_spread():
-    assert spread({"seed0": {"top1": 50.0}}, "all") == {"all/mean/top1": 50.0, "all/sd/top1": 0.0}
+    assert spread({"seed0": {"top1": 50.0}}, "all") == {
+        "all/seed0/top1": 50.0,
+        "all/mean/top1": 50.0,
+        "all/sd/top1": 0.0,
+    }
 
 
 def test_fewer_than_five_classes_have_no_top5():

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from equitools import manifest
 from equitools.core.errors import NumericalError, UsageError
-from equitools.evals import linear, mlp
+from equitools.evals.classification.linear import evaluate as linear
+from equitools.evals.classification.mlp import evaluate as mlp
 from equitools.evals.classifiers.mlp import Classifiers, logits, named, shape
 from equitools.evals.robustness import judges
-from equitools.features.table import Table
+from equitools.features.table import FeatureTable
 
 FAST = {"epochs": 12, "lrs": [0.1], "batch_size": 32, "seeds": [0, 1], "hidden": 32}
 
@@ -29,7 +30,7 @@ def rings(count, seed, split=None):
     points = torch.stack((radius * angle.cos(), radius * angle.sin()), 1)
     idle = torch.randn(count, 2, generator=generator)
     keys = [str(i) for i in range(count)]
-    return Table(torch.cat((points, idle), 1), labels, keys, 3, width=4, split=split)
+    return FeatureTable(torch.cat((points, idle), 1), labels, keys, 3, width=4, split=split)
 
 
 def test_classifiers_side_by_side_are_torch_s_adam_one_by_one():

@@ -13,13 +13,13 @@ from equitools.core.records import Features
 from equitools.evals.equivariance.sensitivity import alive, evaluate, rotated, turned
 from equitools.evals.robustness import perturbations
 from equitools.features.maps import Vectors
-from equitools.features.table import Table
+from equitools.features.table import FeatureTable
 
 FAST = {"epochs": 15, "lrs": [0.3], "seeds": [0]}
 
 
 def seen(of, train=120, val=100, split=None):
-    """A Source whose pictures are brighter above and redder on the left, and whose vectors are
+    """FrozenMaps whose pictures are brighter above and redder on the left, and whose vectors are
     `of` pictures in [0, 1]."""
     made = []
     for seed, count in ((0, train), (1, val)):
@@ -73,7 +73,7 @@ def test_deviation_rank_and_share_are_those_of_the_upright_pictures():
     upright = torch.tensor([[1.0, 0.0, 5.0], [-1.0, 0.0, 5.0], [0.0, 2.0, 5.0], [0.0, -2.0, 5.0]])
     labels = torch.tensor([0, 0, 0, 0, 1])
     rows = torch.cat([upright, torch.full((1, 3), 99.0)])
-    found = alive(Table(rows, labels, list("abcde"), 4, width=3, split=2), "ir", "official")
+    found = alive(FeatureTable(rows, labels, list("abcde"), 4, width=3, split=2), "ir", "official")
     assert found["deviation"] == pytest.approx((math.sqrt(0.5) + math.sqrt(2)) / 2)
     assert found["least_deviation"] == pytest.approx(math.sqrt(0.5))
     p = torch.tensor([1 / 3, 2 / 3])

@@ -17,7 +17,7 @@ from equitools.evals.embedding.embed import arrays, pack_keys, unpack_keys, writ
 from equitools.features import encoders
 from equitools.features.extract import choose_layers, encode, extract, stream
 from equitools.features.labels import require_labels
-from equitools.features.table import Table, channels, part
+from equitools.features.table import FeatureTable, channels, part
 from equitools.features.transform import Transform, evaluation_transform, keyed
 from equitools.nn import serialization
 
@@ -94,7 +94,7 @@ def test_parts_make_up_the_whole_and_one_block_has_one_slicing(slicing):
 
 def test_a_part_of_arange_features_is_its_channel_numbers():
     numbers = torch.arange(10.0).expand(3, 10)
-    table = Table(numbers, torch.zeros(3), ["x"] * 3, 2, blocks=2, width=5, split=3)
+    table = FeatureTable(numbers, torch.zeros(3), ["x"] * 3, 2, blocks=2, width=5, split=3)
     assert part(table, "ef", "official")[0].tolist() == [8, 9]
     assert part(table, "ef", "per_block")[0].tolist() == [3, 4, 8, 9]
 
@@ -269,11 +269,11 @@ def test_a_picture_that_cannot_be_read_is_named(cnn):
 
 
 def test_labels_are_required_where_they_are_used():
-    table = Table(torch.zeros(3, 2), torch.tensor([0, -1, 1]), ["x", "y", "z"], 2)
+    table = FeatureTable(torch.zeros(3, 2), torch.tensor([0, -1, 1]), ["x", "y", "z"], 2)
     with pytest.raises(DataError, match=r"1 of 3 samples of the val split .*'y'"):
         require_labels(table, "val")
     with pytest.raises(DataError, match="no samples"):
-        require_labels(Table(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
+        require_labels(FeatureTable(torch.zeros(0, 2), torch.zeros(0), [], 2), "val")
 
 
 def test_a_stream_without_augmentation_gives_the_cached_features(cnn):
@@ -359,7 +359,7 @@ def test_a_document_without_an_encoder_says_what_to_do():
 def test_embeddings_keep_keys_and_floats(tmp_path):
     keys = ["a", "n02/über"]
     assert unpack_keys(pack_keys(keys)) == keys
-    table = Table(torch.randn(2, 3), torch.tensor([1, -1]), keys, 2, width=3)
+    table = FeatureTable(torch.randn(2, 3), torch.tensor([1, -1]), keys, 2, width=3)
     tensors = arrays(table, "all", "official", "val")
     write_csv(tmp_path / "e.csv", tensors)
     header, first, second = (tmp_path / "e.csv").read_text().splitlines()

@@ -9,7 +9,7 @@ import torch
 from equitools.core.errors import DataError, NumericalError, UsageError
 from equitools.evals.classification.knn import evaluate
 from equitools.features.neighbors import knn, neighbors
-from equitools.features.table import Table
+from equitools.features.table import FeatureTable
 
 
 def clouds(count, classes=7, width=12, seed=0):
@@ -148,7 +148,7 @@ def test_parts_are_judged_on_their_own_channels():
     queries, truth = clouds(40, seed=1)
     noise = torch.randn(120, 3, generator=torch.Generator().manual_seed(5))
     tables = [
-        Table(torch.cat([f, n], 1), labels, [""] * len(f), 7, width=15, split=12)
+        FeatureTable(torch.cat([f, n], 1), labels, [""] * len(f), 7, width=15, split=12)
         for f, n, labels in ((x, noise[:80], y), (queries, noise[80:], truth))
     ]
     found = evaluate(*tables, ["ir", "ef"], "official", k=[10], temperature=[0.07]).scores

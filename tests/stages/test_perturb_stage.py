@@ -18,7 +18,7 @@ from equitools.evals.classifiers import finetuning
 from equitools.evals.robustness import judges, perturbations
 from equitools.features import encoders
 from equitools.features import extract as features
-from equitools.features.table import Table
+from equitools.features.table import FeatureTable
 
 FAST = ["workers=0", "epochs=3", "lrs=0.1,1", "seeds=0,1"]
 COLUMNS = ["orig", "cj", "cj+flip", "cj+ro", "cj+ro180", "cj+ro+et"]
@@ -97,7 +97,7 @@ def test_a_sweep_has_one_column_a_strength():
 def test_saved_heads_are_averaged_over_seeds_and_read_their_own_channels():
     labels = torch.tensor([0, 1, 2, 0])
     vectors = torch.nn.functional.one_hot(labels, 3).float()
-    table = Table(torch.cat([torch.randn(4, 2), vectors], 1), labels, list("abcd"), 3)
+    table = FeatureTable(torch.cat([torch.randn(4, 2), vectors], 1), labels, list("abcd"), 3)
     table.width, table.split = 5, 2
     heads = {}
     for seed, right in ((0, torch.eye(3)), (1, torch.eye(3).roll(1, 0))):
@@ -106,7 +106,7 @@ def test_saved_heads_are_averaged_over_seeds_and_read_their_own_channels():
 
 
 def test_a_head_of_another_size_is_refused_with_both_sizes():
-    table = Table(torch.randn(4, 5), torch.arange(4), list("abcd"), 10, width=5)
+    table = FeatureTable(torch.randn(4, 5), torch.arange(4), list("abcd"), 10, width=5)
     heads = {"all/seed0/weight": torch.zeros(10, 96), "all/seed0/bias": torch.zeros(10)}
     with pytest.raises(DataError, match=r"10 classes × 96 features.*5 features"):
         judges.judge(table, heads, "official")

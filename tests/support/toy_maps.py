@@ -2,7 +2,7 @@
 
 import torch
 
-from equitools.features.maps import Source
+from equitools.features.maps import FrozenMaps
 
 
 def smooth(count, size=16, seed=0):
@@ -14,7 +14,7 @@ def smooth(count, size=16, seed=0):
 
 
 def source(maps, pictures, *, val=None, layers=(1,), cell=4, **facts):
-    """A Source of toy maps ({layer: b d h w} of pictures in [0, 1]) over given pictures."""
+    """FrozenMaps of toy maps ({layer: b d h w} of pictures in [0, 1]) over given pictures."""
     splits = {"train": pictures, "val": pictures if val is None else val}
 
     def batches(split, limit, size, order=None):
@@ -27,7 +27,7 @@ def source(maps, pictures, *, val=None, layers=(1,), cell=4, **facts):
         return maps(image.float() / 255 if image.dtype == torch.uint8 else image)
 
     facts.setdefault("untrained", lambda: of)
-    return Source(batches, of, layers=list(layers), cell=cell, **facts)
+    return FrozenMaps(batches, of, layers=list(layers), cell=cell, **facts)
 
 
 def patch_means(image):

@@ -16,59 +16,59 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equitools import manifest
+from equitools.backbones.encoder import Encoder
 from equitools.core import files
 from equitools.core.errors import DataError
 from equitools.data.shards import settings as shards_settings
-from equitools.data.shards.index import open_split
+from equitools.data.shards.index import ShardIndex, open_split
 from equitools.data.shards.inventory import REPORT
 from equitools.data.shards.settings import settle, write
 from equitools.data.sources import subsets
 from equitools.data.sources.source import Source
-from equitools.evals.classification.labeled import SHAPE, Labeled, digests
-from equitools.features import encoders
-from equitools.features.extract import choose_layers, subset
+from equitools.evals.classification.labeled import Labeled, digests
+from equitools.evals.run import picture_settings
+from equitools.features.extract import subset
 from equitools.features.labels import same_classes
-from equitools.features.table import channels
-from equitools.features.transform import evaluation_transform  # fmt: skip
+from equitools.manifest.schema import together
 
 SPLITS = ("train", "val")
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 
 
-def settings_of(
+def part_settings(
     *,
     parts: list[str] = ["all"],  # noqa: B006
     split: Literal["official", "per_block"] = "official",
     layers: str = "auto",
-    crop_pct: float | None = None,
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> None:
-    """The knobs of labeled data, as equi-probe has them; the signature is the schema.
-
-    parts: all, ir, ef; split: how ir and ef are cut from concatenated blocks. layers: last, cls4 or
-    auto, which is cls4 for a ViT. crop_pct: of the pictures, the encoder's own when null.
-    """
+    """parts: all, ir, ef; split: how ir and ef are cut from concatenated blocks. layers: last, cls4
+    or auto, which is cls4 for a ViT (equi-probe: where the evaluation says so)."""
 
 
-Keep = Callable[[Any], tuple[list[int], dict[str, Any]]]  # split → its rows, and why in words
+settings_of = together(part_settings, picture_settings)
 
 
-def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
+# A split → its rows, and why in words.
+Keep = Callable[[ShardIndex], tuple[list[int], dict[str, Any]]]
+
+
+def open_data(document: dict[str, Any], settings: dict[str, Any]) -> LabeledData:
     """The data that `settings.data` names; DataError for what is not there or has no val split."""
     where = settings["data"]
     if where is None:
-        return Data(document, _splits(document))
+        return LabeledData(document, open_splits(document))
     path = Path(where)
     if (path / "manifest.yaml").is_file():
         path = path / "manifest.yaml"
     if path.is_dir():
-        return Data(document, listed=_listed(path))
+        return LabeledData(document, listed=_listed(path))
     if not path.exists():
         raise DataError(f"no data at {path}; data= is a folder of images or shards, or a manifest")
-    return Data(document, _splits(manifest.load_file(path)[-1]))
+    return LabeledData(document, open_splits(manifest.load_file(path)[-1]))
 
 
-def _splits(document: dict[str, Any]) -> dict[str, Any]:
+def open_splits(document: dict[str, Any]) -> dict[str, ShardIndex]:
+    """The train and the val split of a document's shards."""
     return {split: open_split(document, split) for split in SPLITS}
 
 
@@ -85,7 +85,7 @@ def _listed(path: Path) -> Source:
 
 
 @dataclass
-class Data:
+class LabeledData:
     """Two splits of shards, or the listing of an image folder that is to be packed.
 
     keep: which rows of train are trained on; None is all, up to the limit. names: the digest of the
@@ -93,7 +93,7 @@ class Data:
     """
 
     document: dict[str, Any]
-    splits: dict[str, Any] | None = None
+    splits: dict[str, ShardIndex] | None = None
     listed: Source | None = None
     keep: Keep | None = None
     names: str | None = None
@@ -106,32 +106,23 @@ class Data:
         return held if self.names is None else {**held, "list": self.names}
 
     def source(
-        self, encoder: Any, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
+        self, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
     ) -> Labeled:
-        """The data as an encoder sees them. DataError for lists of classes that differ, and labels
-        that are missing or out of range; UsageError for parts or layers that it does not have."""
-        found = self.splits
-        if found is None:
+        """The data as an encoder sees them; DataError for labels that are missing or out of
+        range."""
+        splits = self.splits
+        if splits is None:
             assert self.listed is not None
-            found = _splits(pack(settings["data"], self.listed, out / "shards", progress))
-        same_classes(*found.values())
-        rows = {key: subset(len(one), settings["limit"]) for key, one in found.items()}
+            splits = open_splits(pack(settings["data"], self.listed, out / "shards", progress))
+        same_classes(*splits.values())
+        pictures = Labeled(encoder, splits, settings, self.document, out, progress)
         notes: dict[str, Any] = {}
         if self.keep is not None:
-            kept, notes = self.keep(found["train"])
-            rows["train"] = [kept[i] for i in subset(len(kept), settings["limit"])]
-        layers = choose_layers(encoder, settings["layers"], "cls4")
-        for part in settings["parts"]:
-            channels(1, encoder.dim, encoder.split, part, settings["split"])
-        shape = {key: settings[key] for key in SHAPE}
-        seen = Labeled(
-            encoder, found, rows, evaluation_transform(encoder, **shape), layers,
-            settings, encoders.features_folder(self.document, settings["encoder"], out), progress,
-            out,
-        )  # fmt: skip
-        seen.check()
-        seen.notes |= notes
-        return seen
+            rows, notes = self.keep(splits["train"])
+            pictures.rows["train"] = [rows[i] for i in subset(len(rows), settings["limit"])]
+        pictures.check()
+        pictures.notes |= notes
+        return pictures
 
 
 def pack(where: str, source: Source, folder: Path, progress: Callable[..., Any]) -> dict[str, Any]:
@@ -144,12 +135,12 @@ def pack(where: str, source: Source, folder: Path, progress: Callable[..., Any])
             return document
     began, total = time.monotonic(), sum(map(len, source.splits.values()))
     for note in source.notes:
-        said.info(note)
+        log.info(note)
     folder.mkdir(parents=True, exist_ok=True)
     with progress(total, "shard", "image") as bar:
         entries, report, _ = write(source, settings, folder, bar.advance)
     if report and report["dropped"]:
-        said.warning("%d dropped; %s names them", report["dropped"], folder / REPORT)
+        log.warning("%d dropped; %s names them", report["dropped"], folder / REPORT)
     document = {"kind": "shards", "shard": settings | {"report": report}, "files": entries}
     argv = ["equi-shard", settings["source"], "-o", str(folder)]
     document = manifest.append_history(

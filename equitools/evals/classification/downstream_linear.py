@@ -17,10 +17,9 @@ from torch import Tensor
 
 from equitools.core.errors import UsageError
 from equitools.evals.classification.labeled import Labeled
-from equitools.evals.classifiers import logistic, mlp
-from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan, percents, spread
+from equitools.evals.classifiers import logistic, mlp, protocol
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining, percents, spread
 from equitools.features.table import Outcome, part
 
 # The knobs of one head; with the other they would do nothing.
@@ -52,7 +51,7 @@ def evaluate(
     features of the evaluation transform instead of new crops.
     """
     if head == "sgd":
-        return _sgd(source, Plan(epochs, lrs, batch_size, seeds), cached)
+        return _sgd(source, HeadTraining(epochs, lrs, batch_size, seeds), cached)
     if not 0 < holdout < 1 or iterations < 1:
         raise UsageError("transfer.holdout lies between 0 and 1; transfer.iterations is at least 1")
     if penalties is not None and (not penalties or min(penalties) <= 0):
@@ -62,7 +61,8 @@ def evaluate(
 
 
 def check(settings: dict[str, Any]) -> None:
-    """UsageError for a knob, changed from its default, of a head that is not asked for."""
+    """UsageError for a knob, changed from its default, of a head that is not asked for; logistic
+    regression sees the whole short side of a picture, as its protocol."""
     defaults = inspect.signature(evaluate).parameters
     other = "sgd" if settings["head"] == "logistic" else "logistic"
     for key in KNOBS[other]:
@@ -71,6 +71,8 @@ def check(settings: dict[str, Any]) -> None:
                 f"transfer.{key} is of head={other}, and the head is {settings['head']}; say"
                 f" head={other} or leave {key} out"
             )
+    if settings["head"] == "logistic":
+        settings["crop_pct"] = settings["crop_pct"] or 1.0
 
 
 def _logistic(
@@ -90,8 +92,9 @@ def _logistic(
         *_, (chosen[name], theta) = logistic.path(
             x, train.labels, train.classes, stronger, iterations=iterations
         )
-        found = logistic.logits(theta, part(test, name, source.slicing))
-        outcome.scores |= _named(name, percents(found, test.labels))
+        logits = logistic.logits(theta, part(test, name, source.slicing))
+        scores = percents(logits, test.labels)
+        outcome.scores |= {f"{name}/{key}": value for key, value in scores.items()}
         outcome.heads |= {f"{name}/weight": theta[:-1].T.float(), f"{name}/bias": theta[-1].float()}
     outcome.facts = {
         "head": "logistic regression, summed loss, L2 penalty w on weights and bias, L-BFGS",
@@ -121,26 +124,19 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     return held
 
 
-def _sgd(source: Labeled, plan: Plan, cached: bool) -> Outcome:
-    """Heads by probing's protocol, and their macro accuracy."""
+def _sgd(source: Labeled, plan: HeadTraining, cached: bool) -> Outcome:
+    """HeadBank by probing's protocol, and their macro accuracy."""
     train, test = source.tables()
     train.stream = None if cached else source.stream()
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
-        return Heads(width, classes, rates, torch.Generator().manual_seed(seed))
-
-    total = len(train.labels) * plan.epochs * len(plan.seeds)
-    with source.progress(total, "training heads", "sample") as bar:
-        train.progress = bar.advance
-        outcome = classifiers_protocol.train(train, test, source.parts, source.slicing, heads, plan)
+    with source.training(train):
+        outcome = protocol.train(train, test, source.parts, source.slicing, HeadBank, plan)
     for name in source.parts:
         x, runs = part(test, name, source.slicing), {}
         for seed in plan.seeds:
             keys = {key: f"{name}/seed{seed}/{key}" for key in ("weight", "bias")}
             head = {key: outcome.heads[path].to(x) for key, path in keys.items()}
-            macro = percents(mlp.logits(head, x), test.labels)["macro"]
-            runs[f"seed{seed}"] = {"macro": macro}
-            outcome.scores[f"{name}/seed{seed}/macro"] = macro
+            runs[f"seed{seed}"] = {"macro": percents(mlp.logits(head, x), test.labels)["macro"]}
         outcome.scores |= spread(runs, name)
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0",
@@ -149,7 +145,3 @@ def _sgd(source: Labeled, plan: Plan, cached: bool) -> Outcome:
         **source.facts(),
     }
     return outcome
-
-
-def _named(name: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{name}/{key}": value for key, value in scores.items()}

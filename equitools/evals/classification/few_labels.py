@@ -8,14 +8,18 @@ a share is the same pictures whether it is taken here or there. The whole val sp
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 from equitools.core.errors import UsageError
+from equitools.data.shards.index import ShardIndex
 from equitools.data.sources import subsets
 from equitools.data.sources.source import Sample, Source
-from equitools.evals.classification import datasets as classification_datasets
-from equitools.evals.classification.datasets import Data, said
+from equitools.evals.classification import datasets
+from equitools.evals.classification.datasets import LabeledData
 from equitools.manifest import files, schema
+
+log = logging.getLogger(__name__)
 
 
 def _own(*, fraction: float | None = None, list: str | None = None, draw: int = 0) -> None:
@@ -23,16 +27,16 @@ def _own(*, fraction: float | None = None, list: str | None = None, draw: int = 
     file names to train on instead, a line each. draw: the seed of the share."""
 
 
-settings_of = schema.together(classification_datasets.settings_of, _own)
+settings_of = schema.together(datasets.settings_of, _own)
 
 
-def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
+def open_data(document: dict[str, Any], settings: dict[str, Any]) -> LabeledData:
     """The data, of which only some labels will be used; UsageError unless one choice is made."""
     if (settings["fraction"] is None) == (settings["list"] is None):
         raise UsageError("semi needs fraction=0.01 (a share of every class) or list=FILE")
     if (share := settings["fraction"]) is not None and not 0 < share <= 1:
         raise UsageError(f"transfer.fraction is {share:g}; it is a share of train, above 0 up to 1")
-    data = classification_datasets.open_data(document, settings)
+    data = datasets.open_data(document, settings)
     if settings["list"] is not None:
         settings["list"] = str(files.absolute(settings["list"]))
         data.names = files.digest_file(settings["list"])
@@ -40,7 +44,7 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
     return data
 
 
-def draw(index: Any, settings: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+def draw(index: ShardIndex, settings: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
     """Rows of a split, and how they were chosen: with a hash of the names that were drawn."""
     known = [index.info(i).get("filename", key) for i, key in enumerate(index.keys)]
     samples = [
@@ -56,5 +60,5 @@ def draw(index: Any, settings: dict[str, Any]) -> tuple[list[int], dict[str, Any
     taken = {one.file for one in source.splits["train"]}
     rows = [i for i, name in enumerate(known) if name in taken]
     digest = hashlib.sha256("\n".join(sorted(taken)).encode()).hexdigest()
-    said.info("%s: %d of %d labels", how, len(rows), len(known))
+    log.info("%s: %d of %d labels", how, len(rows), len(known))
     return rows, {"labels": how, "drawn": f"sha256:{digest}", "of": len(known)}

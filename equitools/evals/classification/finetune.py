@@ -10,6 +10,7 @@ its last epoch; a run that was killed goes on after its last saved epoch.
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 from equitools.core.errors import UsageError
@@ -43,11 +44,9 @@ def evaluate(
     below. smoothing, mixup, cutmix, drop_path: regularization. seeds: of the head, the order and
     the crops.
     """
-    given = {
-        "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup": warmup,
-        "layer_decay": layer_decay, "smoothing": smoothing, "mixup": mixup, "cutmix": cutmix,
-        "drop_path": drop_path,
-    }  # fmt: skip
+    given = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
+    given |= {"layer_decay": layer_decay, "smoothing": smoothing, "drop_path": drop_path}
+    given |= {"mixup": mixup, "cutmix": cutmix}
     chosen = _chosen(recipe, given)
     count = len(source.rows["train"])
     batch = min(batch_size, count)
@@ -59,12 +58,20 @@ def evaluate(
             runs: dict[str, dict[str, float]] = {}
             for seed in seeds:
                 network = source.network(name, seed, chosen.drop_path)
-                found = _run(source, name, network, chosen, batch, seed, bar.advance)
+                runs[f"seed{seed}"] = finetuning.fit(
+                    network,
+                    partial(source.train_batches, batch, seed),
+                    source.test_batches,
+                    chosen,
+                    steps=finetuning.steps_of(count, batch),
+                    batch_size=batch,
+                    seed=seed,
+                    progress=bar.advance,
+                    resume=source.resume_point(name, seed, asdict(chosen), batch),
+                )
                 entries, head = source.keep_network(name, seed, network)
                 outcome.files |= entries
                 outcome.heads |= head
-                runs[f"seed{seed}"] = found
-                outcome.scores |= {f"{name}/seed{seed}/{key}": v for key, v in found.items()}
             outcome.scores |= spread(runs, name)
     source.forget_runs()
     outcome.facts = {
@@ -91,23 +98,5 @@ def check(settings: dict[str, Any]) -> None:
 
 def _chosen(recipe: str, given: dict[str, Any]) -> finetuning.Recipe:
     """The recipe of a name with what is given in place of its own."""
-    said: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return replace(finetuning.RECIPES[recipe], **said)
-
-
-def _run(
-    source: Labeled, name: str, network: finetuning.Classifier, recipe: finetuning.Recipe,
-    batch: int, seed: int, progress: Any,
-) -> dict[str, float]:  # fmt: skip
-    """One part, one seed."""
-    return finetuning.fit(
-        network,
-        lambda epoch: source.train_batches(batch, seed, epoch),
-        source.test_batches,
-        recipe,
-        steps=finetuning.steps_of(len(source.rows["train"]), batch),
-        batch_size=batch,
-        seed=seed,
-        progress=progress,
-        kept=source.kept_run(name, seed, asdict(recipe), batch),
-    )
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return replace(finetuning.RECIPES[recipe], **changes)

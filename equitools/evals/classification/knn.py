@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from equitools.features.neighbors import capped, knn
-from equitools.features.table import Outcome, Table, part
+from equitools.features.table import FeatureTable, Outcome, part
 
 
 def evaluate(
-    train: Table,
-    test: Table,
+    train: FeatureTable,
+    test: FeatureTable,
     parts: Sequence[str],
     slicing: str,
     *,
@@ -24,9 +24,10 @@ def evaluate(
     scores: dict[str, float] = {}
     for name in parts:
         vectors = [part(table, name, slicing) for table in (train, test)]
-        found = knn(vectors[0], train.labels, vectors[1], test.labels, ks=k,
-                    temperature=temperature)  # fmt: skip
-        scores |= {f"{name}/{key}": value for key, value in found.items()}
+        values = knn(
+            vectors[0], train.labels, vectors[1], test.labels, ks=k, temperature=temperature
+        )
+        scores |= {f"{name}/{key}": value for key, value in values.items()}
     facts = {
         "head": "none; L2-normalized features, votes exp(s/T) of the k nearest, fp32",
         "k": capped(k, len(train.labels)),

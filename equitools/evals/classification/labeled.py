@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,44 +20,56 @@ from torch import Tensor
 
 from equitools import backbones, manifest
 from equitools.backbones import checkpoint
+from equitools.backbones.encoder import Encoder
+from equitools.data.shards.index import ShardIndex
 from equitools.evals.classifiers import finetuning
 from equitools.features import encoders
-from equitools.features import extract as features_extract
-from equitools.features import table as features_table
-from equitools.features import transform as features_transform
-from equitools.features.extract import extract
+from equitools.features.extract import choose_layers, extract, loading, stream, subset
 from equitools.features.labels import classes_of, require_labels
-from equitools.features.table import Table
-from equitools.features.transform import Transform, keyed
+from equitools.features.table import FeatureTable, Stream, channels
+from equitools.features.transform import Transform, evaluation_transform, keyed, load
 
 SHAPE = ("size", "crop_pct", "interpolation")
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 
 
-def digests(splits: dict[str, Any]) -> dict[str, str]:
+def view_of(encoder: Encoder, settings: dict[str, Any]) -> Transform:
+    """How the settings show pictures to an encoder; UsageError for parts that it does not have."""
+    for part in settings["parts"]:
+        channels(1, encoder.dim, encoder.split, part, settings["split"])
+    return evaluation_transform(encoder, **{key: settings[key] for key in SHAPE})
+
+
+def digests(splits: dict[str, ShardIndex]) -> dict[str, str]:
     """What the shards of each split are known by."""
     return {split: index.digest for split, index in splits.items()}
 
 
 @dataclass
 class Labeled:
-    """Two labeled splits as an encoder sees them, `rows` of each.
+    """Labeled splits as the settings show them to an encoder, `rows` of each: up to the limit.
 
-    settings: those of `transfer`. kept: the folder of features; out: of everything else.
-    progress(total, what, unit) is a display with `advance`. notes: what an evaluation's record
-    says of the data.
+    settings: those of `transfer` or `probe`. cache: the folder of features; out: of everything
+    else. progress(total, what, unit) is a display with `advance`. notes: what an evaluation's
+    record says of the data; absent: how many classes have no training picture, once `check` has
+    counted. UsageError for parts or layers that the encoder does not have.
     """
 
-    encoder: Any
-    splits: dict[str, Any]
-    rows: dict[str, list[int]]
-    transform: Transform
-    layers: str
+    encoder: Encoder
+    splits: dict[str, ShardIndex]
     settings: dict[str, Any]
-    kept: Path
-    progress: Callable[..., Any]
+    document: dict[str, Any]
     out: Path
+    progress: Callable[..., Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    absent: int | None = None
+
+    def __post_init__(self) -> None:
+        limit, wanted = self.settings["limit"], self.settings["encoder"]
+        self.transform = view_of(self.encoder, self.settings)
+        self.layers = choose_layers(self.encoder, self.settings["layers"], "cls4")
+        self.rows = {split: subset(len(index), limit) for split, index in self.splits.items()}
+        self.cache = encoders.features_folder(self.document, wanted, self.out)
 
     @property
     def parts(self) -> list[str]:
@@ -75,50 +88,73 @@ class Labeled:
         """The labels of the split's rows, n int64."""
         return torch.as_tensor(np.asarray(self.splits[split].labels)[self.rows[split]])
 
-    def check(self) -> None:
-        """Refuse labels that are missing or out of range; count classes without a picture."""
+    def require_labels(self) -> None:
+        """Refuse labels that are missing or out of range."""
         for split, index in self.splits.items():
             keys = [index.keys[i] for i in self.rows[split]]
-            table = Table(torch.empty(0), self.labels(split), keys, self.classes)
+            table = FeatureTable(torch.empty(0), self.labels(split), keys, self.classes)
             require_labels(table, split)
+
+    def check(self) -> None:
+        """Refuse labels that are missing or out of range; count classes without a picture."""
+        self.require_labels()
         counts = torch.bincount(self.labels("train"), minlength=self.classes)
-        if absent := (counts == 0).nonzero().flatten().tolist():
-            named = self.splits["train"].classes or list(range(self.classes))
-            first = ", ".join(str(named[label]) for label in absent[:3])
-            self.notes["absent_classes"] = len(absent)
-            said.warning(
+        absent = (counts == 0).nonzero().flatten().tolist()
+        self.absent = len(absent)
+        if absent:
+            names: Sequence[object] = self.splits["train"].classes or range(self.classes)
+            first = ", ".join(str(names[label]) for label in absent[:3])
+            log.warning(
                 "%d of %d classes have no training picture (%s%s); their test pictures count as"
-                " wrong", len(absent), self.classes, first, " …" if len(absent) > 3 else "",
-            )  # fmt: skip
+                " wrong",
+                len(absent),
+                self.classes,
+                first,
+                " …" if len(absent) > 3 else "",
+            )
+        tested = torch.bincount(self.labels("val"), minlength=self.classes)
+        self.notes["classes_without_test"] = int((tested == 0).sum())
 
-        shown = torch.bincount(self.labels("val"), minlength=self.classes)
-        self.notes["classes_without_test"] = int((shown == 0).sum())
-
-    def tables(self) -> tuple[Table, Table]:
-        """Features of both splits under the evaluation transform, on the device."""
-        settings = self.settings
+    def tables(self) -> tuple[FeatureTable, ...]:
+        """Features of the splits under the evaluation transform, on the device."""
         tables = []
         for split, index in self.splits.items():
             with self.progress(len(self.rows[split]), f"features of {split}", "image") as bar:
                 table = extract(
-                    self.encoder, index, transform=self.transform, layers=self.layers,
-                    device=settings["device"], batch_size=settings["extract_batch_size"],
-                    workers=settings["workers"], limit=settings["limit"], cache=self.kept,
+                    self.encoder,
+                    index,
+                    transform=self.transform,
+                    layers=self.layers,
+                    cache=self.cache,
                     progress=bar.advance,
-                )  # fmt: skip
+                    **loading(self.settings),
+                )
             if table.read:
-                said.info("features of %s: %s", split, table.read)
+                log.info("features of %s: %s", split, table.read)
             table.classes = self.classes
-            table.features = table.features.to(settings["device"])
+            table.features = table.features.to(self.settings["device"])
             tables.append(table)
-        return tables[0], tables[1]
+        return tuple(tables)
 
-    def stream(self) -> Any:
-        """Features of new crops of the training pictures each epoch (features.Table.stream)."""
-        return features_extract.stream(
-            self.encoder, self.splits["train"], self.rows["train"], transform=self.transform,
-            layers=self.layers, device=self.settings["device"], workers=self.settings["workers"],
-        )  # fmt: skip
+    @contextmanager
+    def training(self, train: FeatureTable) -> Iterator[None]:
+        """A display of the samples that heads are trained on, which `train.progress` counts."""
+        total = len(train.labels) * self.settings["epochs"] * len(self.settings["seeds"])
+        with self.progress(total, "training heads", "sample") as bar:
+            train.progress = bar.advance
+            yield
+
+    def stream(self) -> Stream:
+        """Features of new crops of the training pictures each epoch ."""
+        return stream(
+            self.encoder,
+            self.splits["train"],
+            self.rows["train"],
+            transform=self.transform,
+            layers=self.layers,
+            device=self.settings["device"],
+            workers=self.settings["workers"],
+        )
 
     def network(self, part: str, seed: int, drop_path: float) -> finetuning.Classifier:
         """A classifier on a copy of the encoder, with stochastic depth."""
@@ -128,16 +164,16 @@ class Labeled:
             encoder = backbones.create(wanted)
             encoder.load_state_dict(self.encoder.state_dict())
         blocks = 1 if self.layers == "last" else int(self.layers.removeprefix("cls"))
-        channels = features_table.channels(blocks, encoder.dim, encoder.split, part, self.slicing)
-        made = finetuning.Classifier(encoder, self.layers, channels, self.classes, seed)
+        chosen = channels(blocks, encoder.dim, encoder.split, part, self.slicing)
+        made = finetuning.Classifier(encoder, self.layers, chosen, self.classes, seed)
         return made.to(self.settings["device"])
 
-    def kept_run(self, part: str, seed: int, *matters: Any) -> finetuning.Kept:
+    def resume_point(self, part: str, seed: int, *matters: Any) -> finetuning.ResumePoint:
         """Where the training of one network is saved, and what makes it that training."""
         named = (encoders.fingerprint(self.encoder), digests(self.splits), self.rows)
-        told = {key: self.settings[key] for key in ("layers", "split", *SHAPE)}
-        identity = manifest.identity("finetune", part, seed, *matters, *named, told)
-        return finetuning.Kept(self._folder(part, seed) / "resume.safetensors", identity)
+        view = {key: self.settings[key] for key in ("layers", "split", *SHAPE)}
+        identity = manifest.identity("finetune", part, seed, *matters, *named, view)
+        return finetuning.ResumePoint(self._folder(part, seed) / "resume.safetensors", identity)
 
     def keep_network(
         self, part: str, seed: int, network: finetuning.Classifier
@@ -176,10 +212,9 @@ class Labeled:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         index, device = self.splits[split], self.settings["device"]
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        shown = features_transform.load(
-            index, batches, self.transform, augment, device=device,
-            workers=self.settings["workers"],
-        )  # fmt: skip
+        shown = load(
+            index, batches, self.transform, augment, device=device, workers=self.settings["workers"]
+        )
         for batch, pixels in zip(batches, shown, strict=True):
             labels = torch.as_tensor(np.asarray(index.labels)[batch]).to(device)
             yield self.transform.normalized(pixels), labels
@@ -194,7 +229,7 @@ class Labeled:
             "train_samples": len(self.rows["train"]),
             "test_samples": len(self.rows["val"]),
             "classes": self.classes,
-            "absent_classes": 0,
+            **({} if self.absent is None else {"absent_classes": self.absent}),
             "data": digests(self.splits),
             **self.notes,
         }

@@ -8,21 +8,19 @@ and what is reported stands in `probing`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch
-from torch import Tensor
-
-from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan
-from equitools.features.table import Outcome, Table
+from equitools.evals.classifiers import protocol
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining
+from equitools.features.table import FeatureTable, Outcome
 
 RATES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 
 
 def evaluate(
-    train: Table,
-    test: Table,
+    train: FeatureTable,
+    test: FeatureTable,
     parts: Sequence[str],
     slicing: str,
     *,
@@ -42,13 +40,10 @@ def evaluate(
     is chosen. standardize: features to mean 0 and sd 1 over the training data first.
     Features are those of `train`, or of its `stream` (new ones each epoch) where it has one.
     """
+    heads = partial(HeadBank, momentum=momentum, weight_decay=weight_decay)
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
-        generator = torch.Generator().manual_seed(seed)
-        return Heads(width, classes, rates, generator, momentum=momentum, weight_decay=weight_decay)
-
-    plan = Plan(epochs, lrs, batch_size, seeds, holdout=holdout, standardize=standardize)
-    outcome = classifiers_protocol.train(train, test, parts, slicing, heads, plan)
+    plan = HeadTraining(epochs, lrs, batch_size, seeds, holdout=holdout, standardize=standardize)
+    outcome = protocol.train(train, test, parts, slicing, heads, plan)
     outcome.facts = {
         "head": "one linear layer, weight N(0, 0.01), bias 0",
         "optimizer": f"SGD momentum {momentum:g}, weight decay {weight_decay:g},"

@@ -10,20 +10,19 @@ lrs=0.004 schedule=constant. How the rate is chosen and what is reported stands 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
 from equitools.core.errors import UsageError
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import protocol
 from equitools.evals.classifiers.mlp import Classifiers
-from equitools.evals.classifiers.protocol import Plan, constant, cosine
-from equitools.features.table import Outcome, Table
+from equitools.evals.classifiers.protocol import HeadTraining, constant, cosine
+from equitools.features.table import FeatureTable, Outcome
 
 
 def evaluate(
-    train: Table,
-    test: Table,
+    train: FeatureTable,
+    test: FeatureTable,
     parts: Sequence[str],
     slicing: str,
     *,
@@ -47,15 +46,11 @@ def evaluate(
     """
     if hidden < 1:
         raise UsageError(f"probe.hidden is {hidden}; it is at least 1")
+    heads = partial(Classifiers, hidden=hidden, weight_decay=weight_decay)
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Classifiers:
-        return Classifiers(width, classes, rates, seed, hidden=hidden, weight_decay=weight_decay)
-
-    plan = Plan(
-        epochs, lrs, batch_size, seeds, holdout=holdout, per=1024, standardize=standardize,
-        schedule={"cosine": cosine, "constant": constant}[schedule],
-    )  # fmt: skip
-    outcome = classifiers_protocol.train(train, test, parts, slicing, heads, plan)
+    factor = {"cosine": cosine, "constant": constant}[schedule]
+    plan = HeadTraining(epochs, lrs, batch_size, seeds, holdout, 1024, factor, standardize)
+    outcome = protocol.train(train, test, parts, slicing, heads, plan)
     words = "cosine per epoch to 0" if schedule == "cosine" else "constant rate"
     outcome.facts = {
         "head": f"three linear layers with ReLU, hidden {hidden}, torch's initialization",

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import NumericalError, UsageError
 from equitools.evals.classifiers.protocol import cosine, percents
 from equitools.features.extract import vectors
 from equitools.features.transform import keyed
 from equitools.nn import schedules, serialization
 
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 KEEP_EVERY = 30.0  # seconds between two states of a run on disk
 Batches = Iterator[tuple[Tensor, Tensor]]  # normalized pictures b 3 h w, labels b
 
@@ -66,13 +67,11 @@ class Recipe:
                 raise UsageError(f"transfer.{key} is {getattr(self, key):g}; it is at least 0")
 
 
+MIXED: dict[str, Any] = {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1}
 RECIPES = {
     "paper": Recipe("sgd", 200, 0.001, 256, 1e-4),
-    "modern": Recipe(
-        "adamw", 100, 5e-4, 512, 0.05, warmup=5, schedule="step", layer_decay=0.75, smoothing=0.1,
-        mixup=0.8, cutmix=1.0, drop_path=0.1,
-    ),
-}  # fmt: skip
+    "modern": Recipe("adamw", 100, 5e-4, 512, 0.05, 5, "step", layer_decay=0.75, **MIXED),
+}
 
 
 class Classifier(nn.Module):
@@ -80,7 +79,7 @@ class Classifier(nn.Module):
     seed, on some channels of an encoder's features. All of it is trained."""
 
     def __init__(
-        self, encoder: Any, layers: str, channels: Tensor, classes: int, seed: int
+        self, encoder: Encoder, layers: str, channels: Tensor, classes: int, seed: int
     ) -> None:
         super().__init__()
         self.encoder, self.layers = encoder.requires_grad_(True), layers
@@ -96,7 +95,7 @@ class Classifier(nn.Module):
 
 
 @dataclass
-class Kept:
+class ResumePoint:
     """Where a run is saved after an epoch, and which run it is: another one's state is no state."""
 
     path: Path
@@ -131,25 +130,20 @@ def fit(
     batch_size: int,
     seed: int,
     progress: Callable[[int], Any] | None = None,
-    kept: Kept | None = None,
+    resume: ResumePoint | None = None,
 ) -> dict[str, float]:
     """Train; percents on `test` after the last epoch, and as `best/…` of the epoch whose top-1 is
     the highest there.
 
     train(epoch) gives its `steps` batches; progress is told of pictures. The result follows from
-    the seed; with `kept`, a run that was killed goes on after its last saved epoch and ends the
+    the seed; with `resume`, a run that was killed goes on after its last saved epoch and ends the
     same. Raises NumericalError when the loss is no longer finite.
     """
     optimizer = _optimizer(network, recipe, batch_size)
-    cursor: dict[str, Any] = {
-        "epoch": 0,
-        "pictures": 0,
-        "scores": {"top1": 0.0},
-        "best": {"top1": -1.0},
-    }
-    if kept is not None and (found := kept.restore(network, optimizer)):
-        cursor = found
-        said.info("fine-tuning goes on after epoch %d of %d", cursor["epoch"], recipe.epochs)
+    cursor: dict[str, Any] = {"epoch": 0, "pictures": 0, "best": {"top1": -1.0}}
+    if resume is not None and (state := resume.restore(network, optimizer)):
+        cursor = state
+        log.info("fine-tuning goes on after epoch %d of %d", cursor["epoch"], recipe.epochs)
         if progress is not None:
             progress(cursor["pictures"])
     saved = time.monotonic()
@@ -162,16 +156,21 @@ def fit(
         cursor["best"] = max(cursor["best"], cursor["scores"], key=lambda one: one["top1"])
         cursor["epoch"] = epoch + 1
         done = epoch + 1 == recipe.epochs
-        if kept is not None and (done or time.monotonic() - saved >= KEEP_EVERY):
-            kept.save(cursor, network, optimizer)
+        if resume is not None and (done or time.monotonic() - saved >= KEEP_EVERY):
+            resume.save(cursor, network, optimizer)
             saved = time.monotonic()
     return cursor["scores"] | {f"best/{key}": value for key, value in cursor["best"].items()}
 
 
 def _epoch(
-    network: Classifier, batches: Batches, optimizer: torch.optim.Optimizer, recipe: Recipe,
-    epoch: int, steps: int, progress: Callable[[int], Any] | None,
-) -> int:  # fmt: skip
+    network: Classifier,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    epoch: int,
+    steps: int,
+    progress: Callable[[int], Any] | None,
+) -> int:
     """Train on every batch; how many pictures they had."""
     network.train()
     count, total = 0, torch.zeros((), device=network.head.weight.device)
@@ -197,8 +196,8 @@ def _epoch(
 def judge(network: nn.Module, batches: Batches) -> dict[str, float]:
     """Percents of a network in evaluation mode."""
     network.eval()
-    found = [(network(image), labels) for image, labels in batches]
-    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    answers = [(network(image), labels) for image, labels in batches]
+    logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return percents(logits, labels)
 
 
@@ -235,7 +234,7 @@ def _by_layer(network: Classifier, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups by layer; biases, norms and positions are not decayed."""
     from timm.optim import param_groups_layer_decay
 
-    trunk = getattr(network.encoder, "trunk", network.encoder)
+    trunk: Any = getattr(network.encoder, "trunk", network.encoder)
     bare = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
     groups = [{"params": [network.head.weight], "weight_decay": recipe.weight_decay}]
     groups.append({"params": [network.head.bias], "weight_decay": 0.0})

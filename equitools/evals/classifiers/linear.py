@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import protocol
 
 
-class Heads:
+class HeadBank:
     """H linear heads on one part, trained together: weight (D, H, C), so that all heads are one
     matrix product, and bias (H, C).
 
@@ -27,11 +27,12 @@ class Heads:
         width: int,
         classes: int,
         rates: Tensor,
-        generator: torch.Generator,
+        seed: int,
         *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ) -> None:
+        generator = torch.Generator().manual_seed(seed)
         first = torch.randn(width, 1, classes, generator=generator) * 0.01
         # Every rate starts from the same weights: only the rate differs.
         self.weight = first.to(rates.device).repeat(1, len(rates), 1)
@@ -67,7 +68,7 @@ class Heads:
         right = torch.zeros((), dtype=torch.float64)
         for x, y in zip(features.split(chunk), labels.split(chunk), strict=True):
             ranked = self.logits(x)[:, first:].nan_to_num(-1e30).topk(count).indices
-            right = right + classifiers_protocol.right(ranked, y)
+            right = right + protocol.right(ranked, y)
         sane = self.weight.isfinite().all(2).all(0).cpu()[first:]
         return 100 * right * sane / len(labels)
 

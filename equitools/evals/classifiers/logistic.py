@@ -75,9 +75,13 @@ def _minimize(
     variable = start.clone().requires_grad_(True)
     even = float((data.T @ (1 / targets.shape[1] - targets)).abs().max())
     optimizer = torch.optim.LBFGS(
-        [variable], max_iter=limit, history_size=30, line_search_fn="strong_wolfe",
-        tolerance_grad=tolerance * even, tolerance_change=0,
-    )  # fmt: skip
+        [variable],
+        max_iter=limit,
+        history_size=30,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=tolerance * even,
+        tolerance_change=0,
+    )
 
     @torch.no_grad()
     def closure() -> Tensor:
@@ -99,9 +103,14 @@ def logits(theta: Tensor, features: Tensor) -> Tensor:
 
 
 def choose(
-    features: Tensor, labels: Tensor, held: Tensor, classes: int, penalties: Sequence[float],
-    *, iterations: int,
-) -> tuple[float, float]:  # fmt: skip
+    features: Tensor,
+    labels: Tensor,
+    held: Tensor,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    iterations: int,
+) -> tuple[float, float]:
     """The penalty whose solution on the rows not `held` (n booleans) is most often right on those
     that are, the strongest of equals; and how often, in percent."""
     chosen, best = 0.0, -1.0

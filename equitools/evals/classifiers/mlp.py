@@ -39,8 +39,10 @@ class Classifiers:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first = heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
-        self.nets = [heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
-                     for _ in self.rates]  # fmt: skip
+        self.nets = [
+            heads.mlp(width, hidden, hidden, classes, norm=False, bias=True, out_bias=True)
+            for _ in self.rates
+        ]
         for net in self.nets:
             net.load_state_dict(first.state_dict())
             net.to(rates.device)
@@ -80,24 +82,24 @@ class Classifiers:
 
     def tensors(self, row: int, mean: Tensor, sd: Tensor) -> dict[str, Tensor]:
         """weight1 … bias3 of a classifier that reads features before they are standardized."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         linear = [layer for layer in self.nets[row] if isinstance(layer, nn.Linear)]
         for number, layer in enumerate(linear, 1):
-            found[f"weight{number}"] = layer.weight.detach().clone()
+            tensors[f"weight{number}"] = layer.weight.detach().clone()
             assert layer.bias is not None
-            found[f"bias{number}"] = layer.bias.detach().clone()
-        found["weight1"] = found["weight1"] / sd
-        found["bias1"] = found["bias1"] - (found["weight1"] * mean).sum(1)
-        return found
+            tensors[f"bias{number}"] = layer.bias.detach().clone()
+        tensors["weight1"] = tensors["weight1"] / sd
+        tensors["bias1"] = tensors["bias1"] - (tensors["weight1"] * mean).sum(1)
+        return tensors
 
 
 def named(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """A file's tensors `<head>/<tensor>` by head, in the order of their names."""
-    found: dict[str, dict[str, Tensor]] = {}
+    by_head: dict[str, dict[str, Tensor]] = {}
     for path in sorted(tensors):
         name, _, key = path.rpartition("/")
-        found.setdefault(name, {})[key] = tensors[path]
-    return {name: head for name, head in found.items() if "weight" in head or "weight1" in head}
+        by_head.setdefault(name, {})[key] = tensors[path]
+    return {name: head for name, head in by_head.items() if "weight" in head or "weight1" in head}
 
 
 def shape(head: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from equitools.core.errors import NumericalError, UsageError
-from equitools.features.table import Outcome, Table, part
+from equitools.features.table import FeatureTable, Outcome, part
 
 
 def cosine(epoch: int, epochs: int) -> float:
@@ -33,7 +33,7 @@ def constant(epoch: int, epochs: int) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class HeadTraining:
     """How heads are trained.
 
     lrs: base learning rates for `per` samples; a batch of b has lr · b / per. seeds: of
@@ -80,26 +80,33 @@ Make = Callable[[int, int, Tensor, int], Heads]  # width, classes, H rates, seed
 
 
 def train(
-    train: Table, test: Table, parts: Sequence[str], slicing: str, make: Make, plan: Plan
+    train: FeatureTable,
+    test: FeatureTable,
+    parts: Sequence[str],
+    slicing: str,
+    make: Make,
+    plan: HeadTraining,
 ) -> Outcome:
     """Accuracy of each part for every seed and as mean ± sd, the heads, and how it was done."""
     runs = [_train(train, test, parts, slicing, make, plan, seed) for seed in plan.seeds]
     outcome = Outcome({}, facts=_facts(train, plan))
     for name in parts:
         for seed, run in zip(plan.seeds, runs, strict=True):
-            found, at = run[name], f"{name}/seed{seed}"
-            outcome.scores |= {f"{at}/{key}": value for key, value in found.scores.items()}
-            outcome.heads |= {f"{at}/{key}": value for key, value in found.head.items()}
-            outcome.facts["chosen_lr"][at] = found.rate
-            outcome.facts["held_out"] |= {at: found.held_out} if found.held_out else {}
+            chosen, at = run[name], f"{name}/seed{seed}"
+            outcome.heads |= {f"{at}/{key}": value for key, value in chosen.head.items()}
+            outcome.facts["chosen_lr"][at] = chosen.rate
+            outcome.facts["held_out"] |= {at: chosen.held_out} if chosen.held_out else {}
         by_seed = {f"seed{s}": r[name].scores for s, r in zip(plan.seeds, runs, strict=True)}
         outcome.scores |= spread(by_seed, name)
     return outcome
 
 
 def spread(runs: dict[str, dict[str, float]], prefix: str) -> dict[str, float]:
-    """Mean and sample standard deviation (0 for one run) of every score that the runs share."""
-    scores = {}
+    """The scores of every run by its name, and their mean and sample standard deviation (0 for one
+    run)."""
+    scores = {
+        f"{prefix}/{run}/{key}": v for run, by_key in runs.items() for key, v in by_key.items()
+    }
     for key in next(iter(runs.values())):
         values = [run[key] for run in runs.values()]
         scores[f"{prefix}/mean/{key}"] = statistics.fmean(values)
@@ -110,10 +117,8 @@ def spread(runs: dict[str, dict[str, float]], prefix: str) -> dict[str, float]:
 def right(best: Tensor, labels: Tensor) -> Tensor:
     """How many labels b are first, or among the five, of ranked classes b h k: 1 h or 2 h."""
     hit = best == labels[:, None, None]
-    counts = (
-        [hit[..., 0].sum(0), hit.any(-1).sum(0)] if best.shape[-1] >= 5 else [hit[..., 0].sum(0)]
-    )
-    return torch.stack(counts).double().cpu()
+    five = [hit.any(-1).sum(0)] if best.shape[-1] >= 5 else []
+    return torch.stack([hit[..., 0].sum(0), *five]).double().cpu()
 
 
 def percents(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -130,7 +135,7 @@ def percents(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @dataclass
-class _Found:
+class _Chosen:
     """What one seed says about one part: percents, the chosen base rate, the head's tensors, and
     the held-out top-1 of every rate."""
 
@@ -141,8 +146,14 @@ class _Found:
 
 
 def _train(
-    train: Table, test: Table, parts: Sequence[str], slicing: str, make: Make, plan: Plan, seed: int
-) -> dict[str, _Found]:
+    train: FeatureTable,
+    test: FeatureTable,
+    parts: Sequence[str],
+    slicing: str,
+    make: Make,
+    plan: HeadTraining,
+    seed: int,
+) -> dict[str, _Chosen]:
     """All parts and rates of one seed in one pass over the features."""
     generator = torch.Generator().manual_seed(seed)
     device = train.features.device
@@ -168,18 +179,18 @@ def _train(
             if train.progress is not None:
                 train.progress(len(rows))
         for name in parts:
-            now = heads[name].accuracy(data[name].test, test.labels.to(device), choosing)
+            now = heads[name].accuracy(data[name].test, data[name].labels, choosing)
             best[name] = torch.maximum(best.get(name, now), now)
-    return {
-        name: _choose(heads[name], data[name], train, test, held, plan, best[name])
-        for name in parts
-    }
+    return {name: _choose(heads[name], data[name], held, plan, best[name]) for name in parts}
 
 
 class _Part:
-    """The channels of one part and, where asked, the scaling of its features."""
+    """The channels of one part, its test features and labels, and the scaling of its features."""
 
-    def __init__(self, train: Table, test: Table, name: str, slicing: str, standardize: bool):
+    def __init__(
+        self, train: FeatureTable, test: FeatureTable, name: str, slicing: str, standardize: bool
+    ):
+        self.train, self.labels = train, test.labels.to(train.features.device)
         self.channels = part(train, name, slicing, index=True)
         self.mean, self.sd = torch.tensor(0.0), torch.tensor(1.0)
         fixed = train.features[:, self.channels]
@@ -193,7 +204,7 @@ class _Part:
 
 
 def _batches(
-    train: Table, order: Tensor, batch: int, seed: int, epoch: int
+    train: FeatureTable, order: Tensor, batch: int, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, features) of each batch of an epoch: from the table, or new from its stream."""
     blocks = order.split(batch)
@@ -203,30 +214,28 @@ def _batches(
     yield from zip(blocks, train.stream(blocks, seed, epoch), strict=True)
 
 
-def _choose(
-    heads: Heads, data: _Part, train: Table, test: Table, held: Tensor, plan: Plan, best: Tensor
-) -> _Found:
+def _choose(heads: Heads, data: _Part, held: Tensor, plan: HeadTraining, best: Tensor) -> _Chosen:
     """The rate whose held-out accuracy is highest (the smallest of equals), and its scores."""
-    device = train.features.device
+    device, train = data.test.device, data.train
     rates, chosen, held_out = len(plan.lrs), 0, []
     if rates > 1:
-        kept = data.scaled(train.features[held.to(device)][:, data.channels])
-        accuracy = heads.accuracy(kept, train.labels[held].to(device))[0][:rates]
+        unseen = data.scaled(train.features[held.to(device)][:, data.channels])
+        accuracy = heads.accuracy(unseen, train.labels[held].to(device))[0][:rates]
         chosen, held_out = int(accuracy.argmax()), accuracy.tolist()
     row = chosen + (rates if rates > 1 else 0)
     if not heads.finite(row):
         raise NumericalError(
             f"the head diverges at every learning rate of {list(plan.lrs)}; give smaller lrs"
         )
-    last = heads.accuracy(data.test, test.labels.to(device), row)
+    last = heads.accuracy(data.test, data.labels, row)
     scores = {"top1": float(last[0][0]), "best/top1": float(best[0][chosen])}
     if len(last) > 1:
         scores |= {"top5": float(last[1][0]), "best/top5": float(best[1][chosen])}
     # Scaling is folded into the first layer, so that the head reads raw features.
-    return _Found(scores, plan.lrs[chosen], heads.tensors(row, data.mean, data.sd), held_out)
+    return _Chosen(scores, plan.lrs[chosen], heads.tensors(row, data.mean, data.sd), held_out)
 
 
-def _facts(train: Table, plan: Plan) -> dict[str, Any]:
+def _facts(train: FeatureTable, plan: HeadTraining) -> dict[str, Any]:
     batch = min(plan.batch_size, len(train.labels))
     several = f"lr by top-1 on {plan.holdout:g} of train, seeded" if len(plan.lrs) > 1 else "one lr"
     return {

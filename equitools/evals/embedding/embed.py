@@ -18,11 +18,13 @@ from torch import Tensor
 
 from equitools import manifest
 from equitools.core.errors import DataError, UsageError
-from equitools.features.table import Outcome, Table, part
+from equitools.features.table import FeatureTable, Outcome, part
 from equitools.nn import serialization
 
 
-def evaluate(train: Table, test: Table, parts: Sequence[str], slicing: str) -> Outcome:
+def evaluate(
+    train: FeatureTable, test: FeatureTable, parts: Sequence[str], slicing: str
+) -> Outcome:
     """Write the features of both splits to embeddings.safetensors and embeddings.csv."""
     if len(parts) != 1:
         raise UsageError(f"embed writes one part; probe.parts lists {', '.join(parts)}")
@@ -34,10 +36,10 @@ def evaluate(train: Table, test: Table, parts: Sequence[str], slicing: str) -> O
     )
 
 
-def arrays(table: Table, name: str, slicing: str, split: str) -> dict[str, Tensor]:
+def arrays(table: FeatureTable, name: str, slicing: str, split: str) -> dict[str, Tensor]:
     """The tensors of one split under their names in the file."""
     return {
-        f"{split}.features": part(table, name, slicing).contiguous(),
+        f"{split}.features": part(table, name, slicing).cpu().contiguous(),
         f"{split}.labels": table.labels,
         f"{split}.keys": pack_keys(table.keys),
     }
@@ -53,6 +55,19 @@ def pack_keys(keys: Sequence[str]) -> Tensor:
 def unpack_keys(packed: Tensor) -> list[str]:
     """The inverse of `pack_keys`."""
     return [bytes(row).rstrip(b"\0").decode() for row in packed.numpy()]
+
+
+def write(out: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Entries of embeddings.safetensors and embeddings.csv, written below `out`; none of no
+    tensors."""
+    if not tensors:
+        return {}
+    serialization.save_tensors(out / "embeddings.safetensors", tensors)
+    write_csv(out / "embeddings.csv", tensors)
+    return {
+        "embeddings": manifest.entry(out / "embeddings.safetensors"),
+        "embeddings.csv": manifest.entry(out / "embeddings.csv"),
+    }
 
 
 def read(document: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:

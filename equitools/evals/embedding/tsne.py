@@ -39,9 +39,15 @@ class Cloud:
 
 
 def look(
-    features: Tensor, labels: Tensor, classes: int, limit: int, seed: int, *, perplexity: float,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    limit: int,
+    seed: int,
+    *,
+    perplexity: float,
     components: int,
-) -> Cloud:  # fmt: skip
+) -> Cloud:
     """Some classes of features n d with labels n, measured, and where t-SNE puts them."""
     rows = choose(labels, classes, limit, seed)
     unit, labels = normalize(features[rows].float(), dim=1), labels[rows]

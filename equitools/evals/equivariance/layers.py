@@ -11,23 +11,26 @@ pictures of the train split never judge.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from equitools.core.errors import DataError, UsageError
-from equitools.evals.classifiers import protocol as classifiers_protocol
+from equitools.evals.classifiers import protocol
 from equitools.evals.classifiers.mlp import Classifiers
-from equitools.evals.classifiers.protocol import Plan, constant
+from equitools.evals.classifiers.protocol import HeadTraining, constant
 from equitools.evals.equivariance import transformed_pairs
-from equitools.features.maps import Source
-from equitools.features.table import Outcome, Table
+from equitools.features.maps import FrozenMaps
+from equitools.features.table import FeatureTable, Outcome
 
+LIMITS = {"val": "test_pairs", "train": "train_pairs"}
 MAKERS = {"rotation": transformed_pairs.rotations, "flip": transformed_pairs.flips}
 CLASSES = {"rotation": 4, "flip": 2}
 
 
 def evaluate(
-    source: Source,
+    source: FrozenMaps,
     *,
     tasks: list[str] = ["rotation", "flip"],  # noqa: B006
     train_pairs: int = 100_000,
@@ -48,9 +51,7 @@ def evaluate(
         raise UsageError(f"no task '{unknown[0]}'; tasks are rotation, flip")
     if hidden < 1:
         raise UsageError(f"hidden is {hidden}; it is at least 1")
-
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Classifiers:
-        return Classifiers(width, classes, rates, seed, hidden=hidden)
+    heads = partial(Classifiers, hidden=hidden)
 
     train, test = (
         pairs(source, split, tasks, limit)
@@ -58,32 +59,38 @@ def evaluate(
     )
     counts = [len(split[tasks[0]][source.layers[0]].labels) for split in (train, test)]
     batch = min(batch_size, counts[0])
-    plan = Plan(epochs, [lr], batch, seeds, per=batch, schedule=constant)
+    plan = HeadTraining(epochs, [lr], batch, seeds, per=batch, schedule=constant)
     scores: dict[str, float] = {}
     for task in tasks:
         for layer in source.layers:
             tables = train[task][layer], test[task][layer]
-            found = classifiers_protocol.train(*tables, ["all"], "official", heads, plan)
+            outcome = protocol.train(*tables, ["all"], "official", heads, plan)
             at = f"{task}/layer{layer}"
-            scores |= {key.replace("all", at, 1): value for key, value in found.scores.items()}
+            scores |= {key.replace("all", at, 1): value for key, value in outcome.scores.items()}
             scores[f"{at}/chance"] = 100 / CLASSES[task]
             scores[f"{at}/majority"] = 100 * float(tables[1].labels.bincount().max()) / counts[1]
-    return Outcome(scores, facts={
-        "input": "mean cell of both views, concatenated; patch tokens of a ViT, never the class"
-        " token; fp32",
-        "head": f"three linear layers with ReLU, hidden {hidden}, torch's initialization",
-        "optimizer": f"Adam, constant rate {lr:g}",
-        "epochs": epochs,
-        "batch_size": batch,
-        "seeds": list(seeds),
-        "selection": "none: 'top1' is the last epoch, 'best/top1' the best one on the test pairs",
-        "elements": "two for each picture, uniform, independent, seeded by its key; exact",
-        "train_pairs": counts[0],
-        "test_pairs": counts[1],
-    })  # fmt: skip
+    return Outcome(
+        scores,
+        facts={
+            "input": "mean cell of both views, concatenated; patch tokens of a ViT, never the class"
+            " token; fp32",
+            "head": f"three linear layers with ReLU, hidden {hidden}, torch's initialization",
+            "optimizer": f"Adam, constant rate {lr:g}",
+            "epochs": epochs,
+            "batch_size": batch,
+            "seeds": list(seeds),
+            "selection": "none: 'top1' is the last epoch, 'best/top1' the best one on the test"
+            " pairs",
+            "elements": "two for each picture, uniform, independent, seeded by its key; exact",
+            "train_pairs": counts[0],
+            "test_pairs": counts[1],
+        },
+    )
 
 
-def pairs(source: Source, split: str, tasks: list[str], limit: int) -> dict[str, dict[int, Table]]:
+def pairs(
+    source: FrozenMaps, split: str, tasks: list[str], limit: int
+) -> dict[str, dict[int, FeatureTable]]:
     """{task: {layer: a table}} with a row [f(g₁x), f(g₂x)] for each picture of a split."""
     rows: dict[tuple[str, int], list[Tensor]] = {}
     labels: dict[str, list[Tensor]] = {task: [] for task in tasks}
@@ -99,10 +106,10 @@ def pairs(source: Source, split: str, tasks: list[str], limit: int) -> dict[str,
                 rows.setdefault((task, layer), []).append(both)
     if not names:
         raise DataError(f"the {split} split has no pictures")
-    found: dict[str, dict[int, Table]] = {task: {} for task in tasks}
+    tables: dict[str, dict[int, FeatureTable]] = {task: {} for task in tasks}
     for (task, layer), parts in rows.items():
         features = torch.cat(parts)
-        found[task][layer] = Table(
+        tables[task][layer] = FeatureTable(
             features, torch.cat(labels[task]), names, CLASSES[task], width=features.shape[1]
         )
-    return found
+    return tables

@@ -19,6 +19,7 @@ nothing, since a map that is the same everywhere has it too, so its controls sta
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from torch.nn import functional as F
 
 from equitools.core.errors import DataError, UsageError
 from equitools.evals.equivariance import transformed_pairs
-from equitools.features.maps import Maps, Source
+from equitools.features.maps import FrozenMaps, Maps
 from equitools.features.table import Outcome
 
+LIMITS = {"val": "images"}  # the knob that limits the pictures of a split
 BLOCK = 32  # pictures that share the two grids of their scaling
 FLAT = 1e-5  # a centered cell below this share of the map's size is rounding
 ACTIONS = {
@@ -41,7 +43,7 @@ ACTIONS = {
 
 
 def evaluate(
-    source: Source,
+    source: FrozenMaps,
     *,
     images: int = 5000,
     groups: list[str] = ["rotation", "flip", "scale"],  # noqa: B006
@@ -122,42 +124,38 @@ class _Means:
 
 def _trained(pair: transformed_pairs.Pair, maps: Maps, group: str, means: _Means) -> None:
     """Add a batch's score and controls of every layer."""
-    first, second = maps(pair.first), maps(pair.second)
-    for layer, target in second.items():
-        size = (target.shape[-2], target.shape[-1])
-        valid, seen = _seen(pair, size)
-        found = agreement(pair.act(first[layer], size), target, valid)
-        flat = pair.act(torch.ones_like(first[layer][:, :1]), size)
-        same = agreement(flat, torch.ones_like(target[:, :1]), valid)
-        values = {
-            "score": found["score"],
-            "centered": found["centered"],
-            "shuffled": found["shuffled"],
-            "constant": same["score"],
-            "variance": found["variance"],
-        }
+    for layer, views, values, valid, seen in _compared(pair, maps):
+        first, second = (torch.ones_like(view[:, :1]) for view in views)
+        constant = agreement(pair.act(first, _size(second)), second, valid)["score"]
+        values |= {"constant": constant, "variance": values.pop("variance")}
         for name, value in values.items():
             means.add(f"{group}/layer{layer}/{name}", value[seen])
-        means.add(f"{group}/layer{layer}/moved", found["score"][seen & (pair.element > 0)])
+        means.add(f"{group}/layer{layer}/moved", values["score"][seen & (pair.element > 0)])
 
 
 def _random(pair: transformed_pairs.Pair, maps: Maps, group: str, means: _Means) -> None:
     """Add what a network with random weights scores."""
+    for layer, _, values, _, seen in _compared(pair, maps):
+        means.add(f"{group}/layer{layer}/random", values["score"][seen])
+        means.add(f"{group}/layer{layer}/random_centered", values["centered"][seen])
+
+
+def _compared(
+    pair: transformed_pairs.Pair, maps: Maps
+) -> Iterator[tuple[int, tuple[Tensor, Tensor], dict[str, Tensor], Tensor | None, Tensor]]:
+    """Of every layer: the maps of both views, how they agree, the cells that count (None: all), and
+    the pictures b that have one."""
     first, second = maps(pair.first), maps(pair.second)
     for layer, target in second.items():
-        size = (target.shape[-2], target.shape[-1])
-        valid, seen = _seen(pair, size)
-        found = agreement(pair.act(first[layer], size), target, valid)
-        means.add(f"{group}/layer{layer}/random", found["score"][seen])
-        means.add(f"{group}/layer{layer}/random_centered", found["centered"][seen])
+        valid = None if pair.valid is None else pair.valid(_size(target))
+        seen = torch.ones_like(pair.element, dtype=torch.bool)
+        seen = seen if valid is None else valid.flatten(1).any(1)
+        values = agreement(pair.act(first[layer], _size(target)), target, valid)
+        yield layer, (first[layer], target), values, valid, seen
 
 
-def _seen(pair: transformed_pairs.Pair, size: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
-    """The cells that count (None: all), and the pictures b that have one."""
-    valid = None if pair.valid is None else pair.valid(size)
-    if valid is None:
-        return None, torch.ones_like(pair.element, dtype=torch.bool)
-    return valid, valid.flatten(1).any(1)
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]
 
 
 def agreement(moved: Tensor, target: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:

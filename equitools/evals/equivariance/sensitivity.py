@@ -23,19 +23,19 @@ from torch import Tensor
 
 from equitools.augment import rng
 from equitools.core.errors import UsageError
-from equitools.evals.classifiers import finetuning
-from equitools.evals.classifiers import protocol as classifiers_protocol
-from equitools.evals.classifiers.linear import Heads
-from equitools.evals.classifiers.protocol import Plan, spread
-from equitools.features.maps import Source, Vectors
-from equitools.features.table import Outcome, Table, channels, part
+from equitools.evals.classifiers import finetuning, protocol
+from equitools.evals.classifiers.linear import HeadBank
+from equitools.evals.classifiers.protocol import HeadTraining, spread
+from equitools.features.maps import FrozenMaps, Vectors
+from equitools.features.table import FeatureTable, Outcome, channels, part
 from equitools.nn import collapse
 
 TURNS = 4
+LIMITS = {"val": "test_pictures", "train": "train_pictures"}
 
 
 def evaluate(
-    source: Source,
+    source: FrozenMaps,
     *,
     parts: list[str] | None = None,
     features: str = "auto",
@@ -63,24 +63,21 @@ def evaluate(
     if source.vectors is None:
         raise UsageError("sensitivity needs an encoder that gives one vector for a picture")
     vectors = source.vectors(features)
-    asked = (["all", "ir", "ef"] if vectors.split else ["all"]) if parts is None else parts
-    if not asked:
+    names = (["all", "ir", "ef"] if vectors.split else ["all"]) if parts is None else parts
+    if not names:
         raise UsageError("perturb.tests.sensitivity.parts is empty; say null for all")
     train = turned(source, vectors, "train", train_pictures, every=False)
     test = turned(source, vectors, "val", test_pictures, every=True)
 
-    def heads(width: int, classes: int, rates: Tensor, seed: int) -> Heads:
-        return Heads(width, classes, rates, torch.Generator().manual_seed(seed))
-
-    plan = Plan(epochs, lrs, batch_size, seeds, standardize=standardize)
-    outcome = classifiers_protocol.train(train, test, asked, slicing, heads, plan)
-    for name in asked:
+    plan = HeadTraining(epochs, lrs, batch_size, seeds, standardize=standardize)
+    outcome = protocol.train(train, test, names, slicing, HeadBank, plan)
+    for name in names:
         outcome.scores[f"{name}/chance"] = 100 / TURNS
         outcome.scores |= {f"{name}/{k}": v for k, v in alive(test, name, slicing).items()}
     if finetune:
         recipe = replace(finetuning.RECIPES["paper"], epochs=tuning_epochs, lr=tuning_lr)
         limits = (train_pictures, test_pictures)
-        for name in asked:
+        for name in names:
             outcome.scores |= tuned(
                 source, vectors, name, slicing, recipe, batch_size, seeds, limits, len(train.keys)
             )
@@ -99,18 +96,25 @@ def evaluate(
     return outcome
 
 
-def pictures_read(knobs: dict[str, Any], split: int | None, train: int, test: int) -> int:
-    """How many pictures are read in all, of so many in each split: for a progress display."""
+def passes(knobs: dict[str, Any], split: int | None) -> int:
+    """How often every picture is read in all: for a progress display."""
     if not knobs["finetune"]:
-        return train + test
+        return 1
     parts = knobs["parts"] or (["all", "ir", "ef"] if split else ["all"])
-    return (train + test) * (1 + len(parts) * len(knobs["seeds"]) * knobs["tuning_epochs"])
+    return 1 + len(parts) * len(knobs["seeds"]) * knobs["tuning_epochs"]
 
 
 def tuned(
-    source: Source, vectors: Vectors, name: str, slicing: str, recipe: finetuning.Recipe,
-    batch: int, seeds: Sequence[int], limits: tuple[int | None, int | None], count: int,
-) -> dict[str, float]:  # fmt: skip
+    source: FrozenMaps,
+    vectors: Vectors,
+    name: str,
+    slicing: str,
+    recipe: finetuning.Recipe,
+    batch: int,
+    seeds: Sequence[int],
+    limits: tuple[int | None, int | None],
+    count: int,
+) -> dict[str, float]:
     """The scores of whole networks that are trained on `count` pictures to tell the turn from a
     part, by seed."""
     assert vectors.copy is not None
@@ -135,19 +139,23 @@ def tuned(
 
         network = finetuning.Classifier(vectors.copy(), vectors.layers, chosen, TURNS, seed)
         matters = (seed, slicing, asdict(recipe), batch, limits, source.seed)
-        kept = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
+        resume = source.resume(f"{name}-seed{seed}", *matters) if source.resume else None
         runs[f"seed{seed}"] = finetuning.fit(
-            network.to(vectors.device), train, test, recipe, steps=steps, batch_size=batch,
-            seed=seed, kept=kept,
-        )  # fmt: skip
-    scores = {f"{seed}/{key}": v for seed, found in runs.items() for key, v in found.items()}
-    scores = {f"finetune/{name}/{key}": value for key, value in scores.items()}
-    return scores | spread(runs, f"finetune/{name}")
+            network.to(vectors.device),
+            train,
+            test,
+            recipe,
+            steps=steps,
+            batch_size=batch,
+            seed=seed,
+            resume=resume,
+        )
+    return spread(runs, f"finetune/{name}")
 
 
 def turned(
-    source: Source, vectors: Vectors, split: str, limit: int | None, *, every: bool
-) -> Table:
+    source: FrozenMaps, vectors: Vectors, split: str, limit: int | None, *, every: bool
+) -> FeatureTable:
     """Vectors of a split's pictures, each at one turn or (`every`) at all four; labels say which.
 
     Rows are in the order of pictures, all turns of one picture together.
@@ -159,12 +167,17 @@ def turned(
         return torch.cat([vectors.of(rotated(pixels, turn)) for turn in turns], dim=1)
 
     what = ["turns", vectors.layers, source.seed, every]
-    found, names = source.table(split, limit, what, times * width, of)
+    rows, names = source.table(split, limit, what, times * width, of)
     labels = torch.stack(list(_turns(names, source.seed, every)), dim=1).flatten()
-    return Table(
-        found.view(-1, width), labels, [name for name in names for _ in range(times)], TURNS,
-        blocks=vectors.blocks, width=vectors.width, split=vectors.split,
-    )  # fmt: skip
+    return FeatureTable(
+        rows.view(-1, width),
+        labels,
+        [name for name in names for _ in range(times)],
+        TURNS,
+        blocks=vectors.blocks,
+        width=vectors.width,
+        split=vectors.split,
+    )
 
 
 def _turns(names: Sequence[str], seed: int, every: bool, *also: int) -> Iterator[Tensor]:
@@ -178,14 +191,14 @@ def _turns(names: Sequence[str], seed: int, every: bool, *also: int) -> Iterator
 
 def rotated(pixels: Tensor, turns: Tensor) -> Tensor:
     """Square pictures b c h h, each by its quarter turns (b), counter-clockwise; exact."""
-    found = pixels.clone()
+    views = pixels.clone()
     for k in range(1, TURNS):
         chosen = (turns == k).to(pixels.device)
-        found[chosen] = torch.rot90(pixels[chosen], k, (2, 3))
-    return found
+        views[chosen] = torch.rot90(pixels[chosen], k, (2, 3))
+    return views
 
 
-def alive(table: Table, name: str, slicing: str) -> dict[str, float]:
+def alive(table: FeatureTable, name: str, slicing: str) -> dict[str, float]:
     """How much a part's features differ between the upright pictures of a table."""
     upright = table.labels == 0
     centered = table.features[upright].double()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from equitools.augment import geometry, grid, rng
 
 Size = tuple[int, int]
+Element = tuple[bool, int]  # flipped left-right, then so many quarter turns
 
 
 class Pair(NamedTuple):
@@ -38,26 +39,25 @@ def rotations(pixels: Tensor, names: Sequence[str], seed: int) -> Pair:
     """Views of square pictures b 3 h h at 0 to 3 quarter turns; element: turns between them."""
     turns = (4 * _uniforms(names, seed, "rotation")[..., 0]).astype(int)
     between = (turns[:, 1] - turns[:, 0]) % 4
-    first, second, relative = (
-        [(False, int(k)) for k in column] for column in (turns[:, 0], turns[:, 1], between)
-    )
-    return _exact(pixels, first, second, relative, between)
+    return _exact(pixels, turns, between, lambda k: (False, k))
 
 
 def flips(pixels: Tensor, names: Sequence[str], seed: int) -> Pair:
     """Views of pictures b 3 h w, each flipped left-right or not; element: 1 if they differ."""
     flipped = _uniforms(names, seed, "flip")[..., 0] < 0.5
     between = flipped[:, 0] != flipped[:, 1]
-    first, second, relative = (
-        [(bool(f), 0) for f in column] for column in (flipped[:, 0], flipped[:, 1], between)
-    )
-    return _exact(pixels, first, second, relative, between)
+    return _exact(pixels, flipped, between, lambda k: (bool(k), 0))
 
 
 def scalings(
-    pixels: Tensor, number: int, seed: int, *, cell: int, area: Sequence[float],
+    pixels: Tensor,
+    number: int,
+    seed: int,
+    *,
+    cell: int,
+    area: Sequence[float],
     aspect: Sequence[float],
-) -> Pair:  # fmt: skip
+) -> Pair:
     """Views b 3 (cell·H) (cell·W) of a block of square pictures, resized (bicubic) as a whole.
 
     The two grids H W are drawn for the whole block, the `number`-th. area: their cells as a share
@@ -74,9 +74,13 @@ def scalings(
 
 
 def zooms(
-    pixels: Tensor, names: Sequence[str], seed: int, *, area: Sequence[float],
+    pixels: Tensor,
+    names: Sequence[str],
+    seed: int,
+    *,
+    area: Sequence[float],
     aspect: Sequence[float],
-) -> Pair:  # fmt: skip
+) -> Pair:
     """Views b 3 h w with the content scaled (bilinear) about the middle, black outside.
 
     area, aspect: ranges of the content's area and width / height, as shares of what they were. A
@@ -109,13 +113,15 @@ def _uniforms(names: Sequence[str], seed: int, group: str) -> np.ndarray:
 
 
 def _exact(
-    pixels: Tensor, first: list[tuple[bool, int]], second: list[tuple[bool, int]],
-    relative: list[tuple[bool, int]], between: np.ndarray,
-) -> Pair:  # fmt: skip
+    pixels: Tensor, drawn: np.ndarray, between: np.ndarray, element: Callable[[int], Element]
+) -> Pair:
+    """The pair of views that are drawn b 2, and what lies between them b; element: (flip, turns)
+    of a number."""
     size = (pixels.shape[-2], pixels.shape[-1])
+    first, second, relative = ([element(int(k)) for k in row] for row in (*drawn.T, between))
     one, other = (geometry.act(pixels, elements, size) for elements in (first, second))
-    element = torch.from_numpy(between.astype(np.int64)).to(pixels.device)
-    return Pair(one, other, element, lambda maps, shape: geometry.act(maps, relative, shape))
+    number = torch.from_numpy(between.astype(np.int64)).to(pixels.device)
+    return Pair(one, other, number, lambda maps, shape: geometry.act(maps, relative, shape))
 
 
 def _resized(image: Tensor, size: Size) -> Tensor:

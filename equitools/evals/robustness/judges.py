@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,68 +19,73 @@ from torch import Tensor
 
 from equitools import manifest
 from equitools.backbones import checkpoint
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError
-from equitools.data.shards.index import open_split
+from equitools.data.shards.index import ShardIndex, open_split
 from equitools.evals.classification.datasets import open_data
 from equitools.evals.classification.knn import evaluate as knn
-from equitools.evals.classifiers import mlp as classifiers_mlp
-from equitools.evals.classifiers.mlp import logits, named
+from equitools.evals.classification.labeled import SHAPE, Labeled
+from equitools.evals.classifiers import mlp
+from equitools.evals.classifiers.protocol import spread
 from equitools.evals.robustness import perturbations
 from equitools.evals.robustness.perturbations import Column, scaled
+from equitools.evals.run import Evaluation
 from equitools.features import encoders
-from equitools.features.extract import choose_layers, extract, subset
+from equitools.features.extract import choose_layers, extract, loading, subset
 from equitools.features.labels import check_head, require_labels
-from equitools.features.table import Table, part
+from equitools.features.table import FeatureTable, Outcome, part
 from equitools.features.transform import evaluation_transform
 from equitools.nn import serialization
 
-said = logging.getLogger("equitools")
+log = logging.getLogger(__name__)
 ENCODER = "transfer.encoder/"
+READING = ("device", "workers", "extract_batch_size")
+Test = tuple[str, str, Column]  # test, column, what is done to the pictures
 
 
 @dataclass
 class Judge:
     """An encoder, and what its features of test pictures are worth: {part/metric: percent}.
 
-    layers: which features it reads. shape: size, crop_pct and interpolation of the pictures. kept:
-    the folder of features.
+    layers: which features it reads. shape: size, crop_pct and interpolation of the pictures. name:
+    who judges, in words; slicing: of the parts. cache: the folder of features.
     """
 
-    encoder: Any
+    encoder: Encoder
     layers: str
     shape: dict[str, Any]
-    kept: Path
-    judge: Callable[[Table], dict[str, float]]
+    name: str
+    slicing: str
+    cache: Path
+    judge: Callable[[FeatureTable], dict[str, float]]
 
 
 def of_probe(
-    document: dict[str, Any], encoder: Any, probe: dict[str, Any], settings: dict[str, Any],
-    out: Path, progress: Callable[..., Any],
-) -> Judge:  # fmt: skip
+    document: dict[str, Any],
+    encoder: Encoder,
+    probe: dict[str, Any],
+    settings: dict[str, Any],
+    out: Path,
+    progress: Callable[..., Any],
+) -> Judge:
     """The saved heads of the document's probe, or else its nearest neighbors in the train split."""
-    kept = encoders.features_folder(document, probe["encoder"], out)
-    shape = {key: probe[key] for key in ("size", "crop_pct", "interpolation")}
-    made = partial(Judge, encoder, probe["layers"], shape, kept)
+    cache = encoders.features_folder(document, probe["encoder"], out)
+    shape = {key: probe[key] for key in SHAPE}
+    name = f"{judge_of(document, settings['k'])} of clean pictures"
+    made = partial(Judge, encoder, probe["layers"], shape, name, probe["split"], cache)
     if "probe.heads" in document["files"]:
         path = manifest.verify(document["files"]["probe.heads"], "probe.heads")
         heads = serialization.load_tensors(path)
         return made(partial(judge, heads=heads, slicing=probe["split"]))
-    index = open_split(document, "train")
-    with progress(len(index), "features of train", "image") as bar:
-        train = extract(
-            encoder, index, transform=evaluation_transform(encoder, **shape),
-            layers=probe["layers"], device=settings["device"], workers=settings["workers"],
-            batch_size=settings["extract_batch_size"], limit=probe["limit"], cache=kept,
-            progress=bar.advance,
-        )  # fmt: skip
-    if train.read:
-        said.info("features of train: %s", train.read)
+    asked = {**probe, **{key: settings[key] for key in READING}}
+    bank = {"train": open_split(document, "train")}
+    (train,) = Labeled(encoder, bank, asked, document, out, progress).tables()
     require_labels(train, "train")
 
-    def neighbors(table: Table) -> dict[str, float]:
+    def neighbors(table: FeatureTable) -> dict[str, float]:
         knobs = {"k": [settings["k"]], "temperature": probe["temperature"][:1]}
-        found = knn(train, table, probe["parts"], probe["split"], **knobs).scores
-        return {f"{key.split('/')[0]}/{key.split('/')[-1]}": v for key, v in found.items()}
+        scores = knn(train, table, probe["parts"], probe["split"], **knobs).scores
+        return {f"{key.split('/')[0]}/{key.split('/')[-1]}": v for key, v in scores.items()}
 
     return made(neighbors)
 
@@ -102,7 +107,7 @@ def tuning_of(document: dict[str, Any]) -> dict[str, Any]:
     return {key: transfer[key] for key in keys} | {"networks": networks, "heads": heads}
 
 
-def tested_on(document: dict[str, Any], tuning: dict[str, Any]) -> Any:
+def tested_on(document: dict[str, Any], tuning: dict[str, Any]) -> ShardIndex:
     """The val split on which the networks were tested before."""
     data = open_data(document, tuning)
     if data.splits is not None:
@@ -119,30 +124,46 @@ def of_tuning(document: dict[str, Any], tuning: dict[str, Any], out: Path) -> li
     heads = serialization.load_tensors(
         manifest.verify(document["files"]["transfer.heads"], "transfer.heads")
     )
-    shape, found = {key: tuning[key] for key in ("size", "crop_pct", "interpolation")}, []
+    shape, judges = {key: tuning[key] for key in SHAPE}, []
+    who = f"{len(tuning['networks'])} fine-tuned networks with their heads"
     for key in tuning["networks"]:
         path, name = manifest.verify(document["files"][key], key), key.removeprefix(ENCODER)
         encoder = checkpoint.load_encoder(path)
         layers = choose_layers(encoder, tuning["layers"], "cls4")
         mine = {k: value for k, value in heads.items() if k.startswith(f"{name}/")}
-        kept = encoders.features_folder(document, str(path), out)
+        cache = encoders.features_folder(document, str(path), out)
         right = partial(judge, heads=mine, slicing=tuning["split"])
-        found.append(Judge(encoder, layers, shape, kept, right))
-    return found
+        judges.append(Judge(encoder, layers, shape, who, tuning["split"], cache, right))
+    return judges
 
 
-def measure(
-    judges: Sequence[Judge], index: Any, tests: Sequence[tuple[str, str, perturbations.Column]],
-    settings: dict[str, Any], progress: Callable[..., Any],
-) -> dict[str, float]:  # fmt: skip
-    """Every score: `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws.
+def columns(
+    menu: Mapping[str, Evaluation], settings: dict[str, Any], prefix: str = ""
+) -> list[Test]:
+    """Every column of the tests that a judge is asked about."""
+    return [
+        (prefix + test, name, column)
+        for test, knobs in settings["tests"].items()
+        if menu[test].reads == "changes"
+        for name, column in menu[test](knobs).items()
+    ]
 
-    tests: (test, column, what is done). What several judges say of one part is averaged, draw by
-    draw. settings: those of `perturb`.
+
+def judged(
+    judges: Sequence[Judge],
+    index: ShardIndex,
+    tests: Sequence[Test],
+    settings: dict[str, Any],
+    progress: Callable[..., Any],
+) -> Outcome:
+    """What judges say of every changed test set, and how it was done.
+
+    Scores are `perturb/<test>/<column>/<part>/draw<k>/<metric>`, and mean and sd of draws; what
+    several judges say of one part is averaged, draw by draw. settings: those of `perturb`.
     """
-    limit = settings["limit"]
+    first, samples = judges[0], len(subset(len(index), settings["limit"]))
     passes = sum(settings["draws"] if column.operations else 1 for _, _, column in tests)
-    total = len(subset(len(index), limit)) * passes * len(judges)
+    total = samples * passes * len(judges)
     scores: dict[str, float] = {}
     read = 0
     with progress(total, "changed pictures", "image") as bar:
@@ -154,34 +175,46 @@ def measure(
                 read += sum(table.reused for table in tables)
             scores |= summary(f"perturb/{test}/{name}", draws)
     if read:
-        said.info("changed pictures: features of %d of %d read from disk", read, total)
-    return scores
+        log.info("changed pictures: features of %d of %d read from disk", read, total)
+    outcome = Outcome(scores, facts=facts(first.encoder, tests, first.shape))
+    outcome.facts["judge"] = f"{first.name}, {first.layers}, slicing {first.slicing}"
+    outcome.facts |= {"draws": settings["draws"], "test_samples": samples}
+    return outcome
 
 
 def _table(
-    judge: Judge, index: Any, column: perturbations.Column, draw: int, settings: dict[str, Any],
+    judge: Judge,
+    index: ShardIndex,
+    column: perturbations.Column,
+    draw: int,
+    settings: dict[str, Any],
     progress: Callable[[int], Any],
-) -> Table:  # fmt: skip
+) -> FeatureTable:
     """What one judge's encoder says of one draw of changed pictures."""
     shape = {**judge.shape, "interpolation": column.interpolation}
     transform = evaluation_transform(judge.encoder, **shape)
-    asked = column, transform.size, settings["seed"], draw
+    change = column, transform.size, settings["seed"], draw
     table = extract(
-        judge.encoder, index, transform=transform, layers=judge.layers, cache=judge.kept,
-        device=settings["device"], batch_size=settings["extract_batch_size"],
-        workers=settings["workers"], limit=settings["limit"], progress=progress,
-        perturb=perturbations.perturbation(*asked), changed=perturbations.told(*asked),
-    )  # fmt: skip
+        judge.encoder,
+        index,
+        transform=transform,
+        layers=judge.layers,
+        cache=judge.cache,
+        progress=progress,
+        perturb=perturbations.perturbation(*change),
+        changed=perturbations.cache_key(*change),
+        **loading(settings),
+    )
     if table.reused == len(table.labels):
         progress(table.reused)
     require_labels(table, "val")
     return table
 
 
-def _mean(said: Sequence[dict[str, float]]) -> dict[str, float]:
+def _mean(verdicts: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every percent over the judges that have it."""
-    names = dict.fromkeys(key for one in said for key in one)
-    return {key: statistics.fmean(one[key] for one in said if key in one) for key in names}
+    names = dict.fromkeys(key for one in verdicts for key in one)
+    return {key: statistics.fmean(one[key] for one in verdicts if key in one) for key in names}
 
 
 def probe_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -207,27 +240,27 @@ def judge_of(document: dict[str, Any], k: int) -> str:
 
 
 def judge(
-    table: Table, heads: dict[str, Tensor], slicing: str, chunk: int = 4096
+    table: FeatureTable, heads: dict[str, Tensor], slicing: str, chunk: int = 4096
 ) -> dict[str, float]:
     """Accuracy in percent of saved heads, linear or MLP, on a table, keyed `all/top1`; the mean
     over the heads' seeds. DataError when a head does not fit the features or classes."""
-    found: dict[str, list[Tensor]] = {}
-    for name, head in named(heads).items():
+    hits: dict[str, list[Tensor]] = {}
+    for name, head in mlp.named(heads).items():
         vectors = part(table, name.split("/")[0], slicing)
-        shape = classifiers_mlp.shape(head)
+        shape = mlp.shape(head)
         # Without names, a small test split may not show every class that the head knows.
         classes = table.classes if table.named else max(table.classes, shape[0])
         check_head(shape, vectors.shape[1], classes, name)
         head = {key: value.to(vectors) for key, value in head.items()}
         right = [
-            logits(head, x).topk(min(5, shape[0])).indices == y[:, None].to(x.device)
+            mlp.logits(head, x).topk(min(5, shape[0])).indices == y[:, None].to(x.device)
             for x, y in zip(vectors.split(chunk), table.labels.split(chunk), strict=True)
         ]
-        found.setdefault(name.split("/")[0], []).append(torch.cat(right))
-    if not found:
+        hits.setdefault(name.split("/")[0], []).append(torch.cat(right))
+    if not hits:
         raise DataError("the file of probe heads has no head; run equi-probe linear again")
     scores = {}
-    for name, rights in found.items():
+    for name, rights in hits.items():
         stack = torch.stack(rights).double()
         scores[f"{name}/top1"] = 100 * float(stack[..., 0].mean())
         if table.classes >= 5:
@@ -240,26 +273,20 @@ def summary(prefix: str, draws: list[dict[str, float]]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for key in draws[0]:
         part, metric = key.split("/")
-        values = [draw[key] for draw in draws]
-        scores |= {f"{prefix}/{part}/draw{i}/{metric}": v for i, v in enumerate(values)}
-        scores[f"{prefix}/{part}/mean/{metric}"] = statistics.fmean(values)
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        scores[f"{prefix}/{part}/sd/{metric}"] = sd
+        runs = {f"draw{i}": {metric: draw[key]} for i, draw in enumerate(draws)}
+        scores |= spread(runs, f"{prefix}/{part}")
     return scores
 
 
-def facts(
-    encoder: Any, tests: Sequence[tuple[str, str, Column]], probe: dict[str, Any]
-) -> dict[str, Any]:
+def facts(encoder: Encoder, tests: Sequence[Test], shape: dict[str, Any]) -> dict[str, Any]:
     """What was done to the pictures of each (test, column, what), in words and numbers."""
-    shape = {key: probe[key] for key in ("size", "crop_pct")}
-    found = {}
+    changes = {}
     for test, name, column in tests:
-        plain = evaluation_transform(encoder, interpolation=column.interpolation, **shape)
+        plain = evaluation_transform(encoder, **{**shape, "interpolation": column.interpolation})
         changed = scaled(column.operations, plain.size)
         angle = {} if column.angle is None else {"angle": column.angle}
-        found[f"{test}/{name}"] = {"picture": plain.describe(), **angle, **changed}
+        changes[f"{test}/{name}"] = {"picture": plain.describe(), **angle, **changed}
     return {
-        "transform": found,
+        "transform": changes,
         "metric": "micro accuracy in percent of all test samples, mean over the seeds of the heads",
     }

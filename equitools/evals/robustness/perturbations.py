@@ -10,7 +10,7 @@ Parameters depend on (seed, draw, sample key) alone, so that all encoders see th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ def invariance(
     angles: every picture turned by the same angle, counter-clockwise. alpha: elastic warps of
     several strengths. jitter: the grid's color jitter on top, in all but the untouched column.
     """
-    found = {
+    columns = {
         **rotation(degrees=degrees),
         **{f"at{angle:g}": Column(angle=angle) for angle in angles},
         **elastic(alpha=alpha, sigma=sigma, scale=scale),
@@ -108,7 +108,7 @@ def invariance(
     over = grid()["cj"].operations if jitter else {}
     return {"orig": Column(interpolation="bicubic")} | {
         name: Column({**column.operations, **over}, "bicubic", column.angle)
-        for name, column in found.items()
+        for name, column in columns.items()
     }
 
 
@@ -137,16 +137,8 @@ def perturbation(column: Column, size: int, seed: int, draw: int) -> Perturbatio
     return change
 
 
-def told(column: Column, size: int, seed: int, draw: int) -> Any:
+def cache_key(column: Column, size: int, seed: int, draw: int) -> Any:
     """All that `perturbation` depends on, as JSON has it; None for nothing."""
     if not column.operations and column.angle is None:
         return None
     return [scaled(column.operations, size), column.angle, seed, draw]
-
-
-TESTS: dict[str, Callable[..., dict[str, Column]]] = {
-    "grid": grid,
-    "rotation": rotation,
-    "elastic": elastic,
-    "invariance": invariance,
-}

@@ -26,9 +26,14 @@ TOLERANCE = 1e-5  # of conjugate gradients, relative
 
 
 def solve(
-    image: np.ndarray, target: np.ndarray, *, spatial: float = 16, luma: float = 16,
-    chroma: float = 8, steps: int = 25,
-) -> np.ndarray:  # fmt: skip
+    image: np.ndarray,
+    target: np.ndarray,
+    *,
+    spatial: float = 16,
+    luma: float = 16,
+    chroma: float = 8,
+    steps: int = 25,
+) -> np.ndarray:
     """x h w, about 0 to 1, of an image uint8 h w 3 and a target h w in [0, 1].
 
     spatial (pixels), luma, chroma (of 255): sides of the grid's cells. steps: of conjugate
@@ -44,8 +49,8 @@ def solve(
     matrix = (LAMBDA * (sparse.diags_array(outer) - scaled) + sparse.diags_array(weight)).tocsr()
     wanted = CONFIDENCE * (splat @ target.ravel().astype(np.float64))
     near = sparse.diags_array(1 / matrix.diagonal())
-    found, _ = cg(matrix, wanted, x0=wanted / weight, M=near, rtol=TOLERANCE, maxiter=steps)
-    return (splat.T @ found).reshape(target.shape)
+    solution, _ = cg(matrix, wanted, x0=wanted / weight, M=near, rtol=TOLERANCE, maxiter=steps)
+    return (splat.T @ solution).reshape(target.shape)
 
 
 def grid(image: np.ndarray, *, spatial: float, luma: float, chroma: float) -> tuple[Any, Any]:

@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools import manifest
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.data import images, workers
-from equitools.evals.segmentation import video_clip as segmentation_video_clip
+from equitools.evals.segmentation import video_clip
 from equitools.evals.segmentation.j_and_f import summary
-from equitools.evals.segmentation.palette_png import labels, said_by, write
+from equitools.evals.segmentation.palette_png import labels, made_by, write
 from equitools.evals.segmentation.video_clip import Clip, scored
 from equitools.features import cache, encoders, maps
 from equitools.features.transform import Transform
@@ -69,9 +70,11 @@ class Videos:
         """Of the names and files of all clips."""
         return manifest.identity([(clip.name, clip.digest) for clip in self.clips])
 
-    def source(self, encoder: Any, settings: dict[str, Any], out: Path, progress: Any) -> Source:
-        """What the evaluation gets; see `Source`."""
-        return Source(self, encoder, settings, out, progress)
+    def source(
+        self, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Any
+    ) -> EncodedVideos:
+        """What the evaluation gets; see `EncodedVideos`."""
+        return EncodedVideos(self, encoder, settings, out, progress)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -89,21 +92,21 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Videos:
     root = Path(settings["data"])
     frames = _chosen(root / "JPEGImages", RESOLUTION)
     masks = _chosen(root / settings["annotations"], RESOLUTION)
-    found = Videos([], document=document)
+    videos = Videos([], document=document)
     for name in _names(root, settings["sequences"])[: settings["limit"]]:
-        clip = segmentation_video_clip.read(name, frames / name, masks / name)
+        clip = video_clip.read(name, frames / name, masks / name)
         if len(clip.frames) < FEWEST:
-            found.left_out[name] = (
+            videos.left_out[name] = (
                 f"frames: {len(clip.frames)}, and the first and the last one are not scored"
             )
         elif not clip.objects:
-            found.left_out[name] = f"its first mask has no object ({clip.masks[0]})"
+            videos.left_out[name] = f"its first mask has no object ({clip.masks[0]})"
         else:
-            found.clips.append(clip)
-    if not found.clips:
-        why = "; ".join(f"{name}: {why}" for name, why in found.left_out.items())
+            videos.clips.append(clip)
+    if not videos.clips:
+        why = "; ".join(f"{name}: {why}" for name, why in videos.left_out.items())
         raise DataError(f"no video of {root} can be scored ({why})")
-    return found
+    return videos
 
 
 def _chosen(folder: Path, usual: str) -> Path:
@@ -148,7 +151,7 @@ def frame_size(height: int, width: int, cell: int, short: int = SHORT) -> tuple[
     return (low, high) if height <= width else (high, low)
 
 
-class Source:
+class EncodedVideos:
     """An encoder's view of videos, and the scores of labels that something finds from it.
 
     Masks go to `out`/masks/<sequence> (random/<sequence> with random weights), a folder at a time;
@@ -156,13 +159,13 @@ class Source:
     """
 
     def __init__(
-        self, videos: Videos, encoder: Any, settings: dict[str, Any], out: Path, progress: Any
+        self, videos: Videos, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Any
     ) -> None:
         self.videos, self.encoder, self.settings = videos, encoder, settings
         self.out, self.progress, self.device = out, progress, settings["device"]
         self.layer = maps.choose(encoder, [-1])[0]
         self.transform = Transform(SHORT, SHORT, "bilinear", MEAN, STD)
-        show = self._shown(encoder)
+        show = self._maps(encoder)
         self.cell = encoder.patch_size or int(encoder.trunk.feature_info[-1]["reduction"])
         side = max(encoder.image_size, 8 * self.cell)
         refused = maps.refuses_other_shapes(show, side, self.cell, self.device)
@@ -180,25 +183,25 @@ class Source:
         if untrained:
             encoder = encoders.untrained(encoder, self.settings["encoder_seed"])
             where, what = "random", "videos, random weights"
-        show, weights = self._shown(encoder), encoders.fingerprint(encoder)
-        found = {}
+        show, weights = self._maps(encoder), encoders.fingerprint(encoder)
+        values = {}
         total = sum(len(clip.frames) for clip in self.videos.clips)
         with self.progress(total, what, "frame") as bar:
             for clip in self.videos.clips:
                 size = self.size(clip)
-                said = manifest.identity(weights, knobs, size, clip.digest)
+                made = manifest.identity(weights, knobs, size, clip.digest)
                 folder = self.out / where / clip.name
                 paths = [folder / f"{path.stem}.png" for path in clip.frames]
-                if said_by(folder) == said and all(path.is_file() for path in paths):
+                if made_by(folder) == made and all(path.is_file() for path in paths):
                     bar.advance(len(paths))
                 else:
-                    asked = [weights, self.layer, clip.digest, size]
-                    store = cache.Single(self._cache(), asked, "cells")
+                    key = [weights, self.layer, clip.digest, size]
+                    store = cache.Single(self._cache(), key, "cells")
                     seen = self._cells(clip, show, size, store, bar.advance)
                     names = [path.name for path in paths]
-                    write(folder, said, clip.masks[0], names, predict(seen, clip.first, size))
-                found[clip.name] = scored(clip, map(labels, paths[1:-1]))
-        return summary(found)
+                    write(folder, made, clip.masks[0], names, predict(seen, clip.first, size))
+                values[clip.name] = scored(clip, map(labels, paths[1:-1]))
+        return summary(values)
 
     def files(self) -> dict[str, Any]:
         """Entries of the folders of masks, for a manifest."""
@@ -211,10 +214,12 @@ class Source:
 
     def copy(self) -> dict[str, float]:
         """Scores of the first mask for all frames."""
-        return summary({
-            clip.name: scored(clip, [clip.first] * (len(clip.masks) - 2))
-            for clip in self.videos.clips
-        })  # fmt: skip
+        return summary(
+            {
+                clip.name: scored(clip, [clip.first] * (len(clip.masks) - 2))
+                for clip in self.videos.clips
+            }
+        )
 
     def size(self, clip: Clip) -> tuple[int, int]:
         """Height and width of a clip's frames as the network sees them."""
@@ -223,11 +228,11 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """How it was done, in words and numbers."""
-        shown = self.videos.clips
+        clips = self.videos.clips
         cells = "tokens of the last block, normed" if self.encoder.is_vit else "last stage's map"
         grids = [
             f"{tall // self.cell}×{wide // self.cell} of {tall}×{wide} px"
-            for tall, wide in sorted({self.size(clip) for clip in shown})
+            for tall, wide in sorted({self.size(clip) for clip in clips})
         ]
         return {
             "features": f"{cells}, unit length, fp32",
@@ -235,14 +240,14 @@ class Source:
             "transform": f"bilinear, no antialias, mean {list(MEAN)}, std {list(STD)}",
             "metric": "J and F of davis2017 semi-supervised, in percent, mean over objects; first"
             " and last frame left out",
-            "sequences": len(shown),
-            "objects": sum(clip.objects for clip in shown),
-            "frames": sum(len(clip.frames) for clip in shown),
+            "sequences": len(clips),
+            "objects": sum(clip.objects for clip in clips),
+            "frames": sum(len(clip.frames) for clip in clips),
             "maps": "kept" if self._cache() else f"not kept: over {self.settings['keep_gb']:g} GB",
             "left_out": self.videos.left_out,
         }
 
-    def _shown(self, encoder: Any) -> maps.Maps:
+    def _maps(self, encoder: Encoder) -> maps.Maps:
         encoders.freeze(encoder, self.device)
         return maps.maps_of(encoder, self.transform, [self.layer], norm=True)
 
@@ -256,9 +261,13 @@ class Source:
         return encoders.features_folder(self.videos.document, wanted, self.out)
 
     def _cells(
-        self, clip: Clip, show: maps.Maps, size: tuple[int, int], store: cache.Single,
+        self,
+        clip: Clip,
+        show: maps.Maps,
+        size: tuple[int, int],
+        store: cache.Single,
         advance: Callable[[], Any],
-    ) -> Iterator[Tensor]:  # fmt: skip
+    ) -> Iterator[Tensor]:
         """The map d h w of every frame."""
 
         def picture(path: Path) -> Tensor | None:
@@ -266,8 +275,8 @@ class Source:
                 return None
             return _resized(images.decode(path.read_bytes(), str(path)), size)
 
-        shown = workers.read(clip.frames, picture, self.settings["workers"])
-        for path, pixels in zip(clip.frames, shown, strict=True):
+        pictures = workers.read(clip.frames, picture, self.settings["workers"])
+        for path, pixels in zip(clip.frames, pictures, strict=True):
 
             def compute(pixels: Tensor | None = pixels) -> Tensor:
                 assert pixels is not None

@@ -35,10 +35,10 @@ class Statistics:
     decay: float
 
 
-def region(found: np.ndarray, truth: np.ndarray) -> float:
+def region(predicted: np.ndarray, truth: np.ndarray) -> float:
     """J of two masks h w of booleans; 1 where both are empty."""
-    union = np.count_nonzero(found | truth)
-    return np.count_nonzero(found & truth) / union if union else 1.0
+    union = np.count_nonzero(predicted | truth)
+    return np.count_nonzero(predicted & truth) / union if union else 1.0
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
@@ -53,11 +53,11 @@ def contour(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def boundary(found: np.ndarray, truth: np.ndarray) -> float:
+def boundary(predicted: np.ndarray, truth: np.ndarray) -> float:
     """F of two masks h w of booleans; 0 where one has no contour, 1 where neither has."""
     radius = math.ceil(NEAR * math.hypot(*truth.shape))
-    window = _around(found | truth, 1)
-    edges = contour(found[window]), contour(truth[window])
+    window = _around(predicted | truth, 1)
+    edges = contour(predicted[window]), contour(truth[window])
     counts = [np.count_nonzero(edge) for edge in edges]
     if not all(counts):
         return 0.0 if any(counts) else 1.0
@@ -107,20 +107,20 @@ def objects(first: np.ndarray) -> int:
     return int(first[first != VOID].max(initial=0))
 
 
-def frame(found: np.ndarray, truth: np.ndarray, count: int, where: str) -> np.ndarray:
+def frame(predicted: np.ndarray, truth: np.ndarray, count: int, where: str) -> np.ndarray:
     """J and F of every object of one frame, from labels h w: (count, 2).
 
     An object that is not found has an empty mask. Raises DataError, which names `where`, for masks
     of another size and for found labels beyond `count`.
     """
-    if found.shape != truth.shape:
-        sizes = " and ".join(f"{mask.shape[1]}×{mask.shape[0]}" for mask in (found, truth))
+    if predicted.shape != truth.shape:
+        sizes = " and ".join(f"{mask.shape[1]}×{mask.shape[0]}" for mask in (predicted, truth))
         raise DataError(f"{where}: the found and the true mask are {sizes}; they must be the same")
-    if (most := int(found.max(initial=0))) > count:
+    if (most := int(predicted.max(initial=0))) > count:
         raise DataError(f"{where} has label {most}, but the sequence has {count} objects")
     scores = np.empty((count, 2))
     for label in range(1, count + 1):
-        masks = found == label, truth == label
+        masks = predicted == label, truth == label
         scores[label - 1] = region(*masks), boundary(*masks)
     return scores
 
@@ -145,11 +145,11 @@ def summary(sequences: dict[str, np.ndarray]) -> dict[str, float]:
     {j,f}/{mean,recall,decay} and jf/mean are means over the objects of all sequences, so that one
     with two objects counts twice; sequences/<name>/… are those of one sequence.
     """
-    found: dict[str, list[dict[str, float]]] = {}
+    by_video: dict[str, list[dict[str, float]]] = {}
     for name, values in sequences.items():
-        found[name] = [_of_object(values[:, label]) for label in range(values.shape[1])]
-    every = _means([one for objects in found.values() for one in objects])
-    for name, objects in found.items():
+        by_video[name] = [_of_object(values[:, label]) for label in range(values.shape[1])]
+    every = _means([one for objects in by_video.values() for one in objects])
+    for name, objects in by_video.items():
         every |= {f"sequences/{name}/{key}": value for key, value in _means(objects).items()}
     return every
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equitools.core.errors import UsageError
+from equitools.evals.segmentation.davis import EncodedVideos
 from equitools.features.table import Outcome
 
 TALL, WIDE = 10, 13  # rows and columns of a tile of queries, about
@@ -33,7 +34,7 @@ FLAT = 1e-6  # a soft map that varies by less is the same everywhere
 
 
 def evaluate(
-    source: Any,
+    source: EncodedVideos,
     *,
     context: int = 7,
     neighborhood: int = 12,
@@ -46,19 +47,22 @@ def evaluate(
 
     context: so many frames before each are looked at beside the first; neighborhood: so many cells
     to each side; topk: the likest that count; temperature: of their weights. random: also
-    `random/…`, of the same network with random weights. source: see `equitools.davis`.
+    `random/…`, of the same network with random weights. source: see davis.py.
     """
     knobs: dict[str, Any] = {
-        "context": context, "neighborhood": neighborhood, "topk": topk, "temperature": temperature
-    }  # fmt: skip
+        "context": context,
+        "neighborhood": neighborhood,
+        "topk": topk,
+        "temperature": temperature,
+    }
     check(context, neighborhood, topk, temperature)
     labels = partial(predict, **knobs)
     scores = dict(source.judge(labels, knobs))
     beside = {"copy": source.copy()}
     if random:
         beside["random"] = source.judge(labels, knobs, untrained=True)
-    for name, found in beside.items():
-        scores |= {f"{name}/{key}": value for key, value in found.items()}
+    for name, values in beside.items():
+        scores |= {f"{name}/{key}": value for key, value in values.items()}
     scores = {key: 100 * value for key, value in scores.items()}
     facts = {
         "propagation": f"cosine of cells, soft labels of the first frame and {context} before,"
@@ -164,8 +168,8 @@ class Memory:
                 keys = strip[: self.held, upper:lower].flatten(1, 2)
                 labels = self.labels[: self.held, upper:lower, left:right].flatten(1, 2)
                 far = self._far((top, bottom, upper, lower), (start, end, left, right), cells)
-                found = _best(queries, keys, labels, far, topk, temperature)
-                soft[top:bottom, start:end] = found.view(bottom - top, end - start, -1)
+                carried = _best(queries, keys, labels, far, topk, temperature)
+                soft[top:bottom, start:end] = carried.view(bottom - top, end - start, -1)
         return soft.movedim(-1, 0).contiguous()
 
     def _far(self, rows: tuple[int, ...], columns: tuple[int, ...], like: Tensor) -> Tensor:

@@ -62,24 +62,24 @@ def colors() -> list[int]:
     ]
 
 
-def said_by(folder: Path) -> str | None:
+def made_by(folder: Path) -> str | None:
     """How the masks of a folder were made, as `write` was told; None when nothing says so."""
     path = folder / MADE
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def write(
-    folder: Path, made: str, first: Path, names: Sequence[str], found: Iterable[np.ndarray]
+    folder: Path, made: str, first: Path, names: Sequence[str], masks: Iterable[np.ndarray]
 ) -> None:
     """Write the masks of a video, all or none: the first mask as it is, then labels h w with its
-    palette. made: what `said_by` answers then. One process at a time writes there."""
+    palette. made: what `made_by` answers then. One process at a time writes there."""
     temporary = folder.with_name(f".{folder.name}~")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(parents=True)
     try:
         shutil.copyfile(first, temporary / names[0])
         table = palette(first)
-        for name, mask in zip(names[1:], found, strict=True):
+        for name, mask in zip(names[1:], masks, strict=True):
             picture = Image.fromarray(mask)
             picture.putpalette(table)
             picture.save(temporary / name, "PNG")

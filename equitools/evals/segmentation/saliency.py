@@ -21,7 +21,7 @@ from PIL import Image
 from equitools.core.errors import DataError, UsageError
 from equitools.evals.segmentation import tokencut
 from equitools.evals.segmentation.bilateral_solver import solve
-from equitools.evals.segmentation.saliency_data import Source
+from equitools.evals.segmentation.saliency_data import EncodedPictures
 from equitools.features.keys import Keys
 from equitools.features.table import Outcome
 
@@ -31,7 +31,7 @@ CENTER = 0.5  # the sides of the middle box, as shares of the picture's
 
 
 def evaluate(
-    source: Source, *, tau: float = 0.2, bilateral: bool = True, random: bool = False
+    source: EncodedPictures, *, tau: float = 0.2, bilateral: bool = True, random: bool = False
 ) -> Outcome:
     """IoU, accuracy and max F in percent of TokenCut's masks, without training.
 
@@ -47,10 +47,10 @@ def evaluate(
     others = {"random/": source.untrained()} if random else {}
     for scene in source.scenes():
         for name, keys in {"": source.keys, **others}.items():
-            found, cut = masks(keys, scene.image, tau, bilateral)
+            soft_masks, cut = masks(keys, scene.image, tau, bilateral)
             if not name:
                 clustered, alike = clustered + (not cut.sure), alike + cut.alike
-            for way, soft in found.items():
+            for way, soft in soft_masks.items():
                 tables[name + way].add(soft, scene.truth)
                 if not name:
                     source.keep(scene, soft > 0.5, way.strip("/"))
@@ -89,10 +89,10 @@ def masks(
     height, width = image.shape[:2]
     small = Image.fromarray(cut.mask.astype(np.uint8))
     plain = np.asarray(small.resize((width, height), Image.Resampling.NEAREST), np.float64)
-    found = {"": plain}
+    soft_masks = {"": plain}
     if bilateral:
-        found["bilateral/"] = solve(image, plain)
-    return found, cut
+        soft_masks["bilateral/"] = solve(image, plain)
+    return soft_masks, cut
 
 
 def center(shape: tuple[int, ...]) -> np.ndarray:

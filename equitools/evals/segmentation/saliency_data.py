@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from equitools import manifest
+from equitools.backbones.encoder import Encoder
 from equitools.core.errors import DataError, UsageError
 from equitools.core.files import write_atomic
 from equitools.data import images
-from equitools.data import workers as data_workers
+from equitools.data.workers import read
 from equitools.features import encoders
 from equitools.features.extract import subset
 from equitools.features.keys import LEAST, Keys, Shown, refuse, side_of_patch
@@ -57,7 +58,7 @@ class Scene:
     truth: np.ndarray
 
 
-def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
+def open_data(document: dict[str, Any], settings: dict[str, Any]) -> MaskedPictures:
     """The pictures and masks of the folder `data`, or `limit` of them drawn with a fixed seed.
 
     Raises DataError for a folder of another layout, a picture without a mask or with one of another
@@ -74,7 +75,7 @@ def open_data(document: dict[str, Any], settings: dict[str, Any]) -> Data:
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(check_pair, pairs.values()):
             pass
-    return Data(document, folder, pairs, unused, digest(pairs))
+    return MaskedPictures(document, folder, pairs, unused, digest(pairs))
 
 
 def find(folder: Path) -> tuple[Path, Path]:
@@ -89,24 +90,24 @@ def find(folder: Path) -> tuple[Path, Path]:
 
 def pair(pictures: Path, masks: Path) -> tuple[Files, int]:
     """Pictures and masks by name, in order, and how many masks have no picture."""
-    found, known = named(pictures), named(masks)
-    if not found:
+    paths, known = named(pictures), named(masks)
+    if not paths:
         raise DataError(f"{pictures} has no picture ({', '.join(PICTURES)})")
-    if lost := sorted(found.keys() - known.keys()):
+    if lost := sorted(paths.keys() - known.keys()):
         more = f" ({len(lost)} pictures have none)" if len(lost) > 1 else ""
-        raise DataError(f"no mask of {found[lost[0]]} in {masks}{more}")
-    return {name: (found[name], known[name]) for name in sorted(found)}, len(known) - len(found)
+        raise DataError(f"no mask of {paths[lost[0]]} in {masks}{more}")
+    return {name: (paths[name], known[name]) for name in sorted(paths)}, len(known) - len(paths)
 
 
 def named(folder: Path) -> dict[str, Path]:
     """The pictures of a folder by name without ending; DataError for two of one name."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in PICTURES and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{path} and {found[path.stem].name} have the same name")
-            found[path.stem] = path
-    return found
+            if path.stem in paths:
+                raise DataError(f"{path} and {paths[path.stem].name} have the same name")
+            paths[path.stem] = path
+    return paths
 
 
 def check_pair(both: tuple[Path, Path]) -> None:
@@ -140,7 +141,7 @@ def read_scene(item: tuple[str, tuple[Path, Path]]) -> Scene:
 
 
 @dataclass
-class Data:
+class MaskedPictures:
     """Pictures and masks on disk. unused: masks without a picture."""
 
     document: dict[str, Any]
@@ -150,21 +151,21 @@ class Data:
     digest: str
 
     def source(
-        self, encoder: Any, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
-    ) -> Source:
+        self, encoder: Encoder, settings: dict[str, Any], out: Path, progress: Callable[..., Any]
+    ) -> EncodedPictures:
         """What the evaluation sees of an encoder and these pictures."""
         cache = encoders.features_folder(self.document, settings["encoder"], out)
         shown = Shown(settings["size"], settings["tokens"], settings["device"], cache)
         seed, workers = settings["encoder_seed"], settings["workers"]
-        return Source(self, encoder, seed, shown, out, progress, workers)
+        return EncodedPictures(self, encoder, seed, shown, out, progress, workers)
 
 
 @dataclass
-class Source:
+class EncodedPictures:
     """Pictures with masks, the keys that an encoder has for pictures, and a folder for PNGs."""
 
-    data: Data
-    encoder: Any
+    data: MaskedPictures
+    encoder: Encoder
     seed: int
     shown: Shown
     out: Path
@@ -184,7 +185,7 @@ class Source:
     def scenes(self) -> Iterator[Scene]:
         """The pictures with a foreground, one by one; the others are counted in `empty`."""
         with self.progress(len(self.data.pairs), "foreground", "image") as bar:
-            for scene in data_workers.read(self.data.pairs.items(), read_scene, self.workers):
+            for scene in read(self.data.pairs.items(), read_scene, self.workers):
                 if scene.truth.any():
                     yield scene
                 else:
@@ -209,7 +210,7 @@ class Source:
         patch = side_of_patch(self.encoder)
         short = f"short side {self.shown.size} px" if self.shown.size else "own size"
         vit = "keys of the last block's attention, all heads, no prefix tokens"
-        found = {
+        facts = {
             "features": vit if self.encoder.has_keys else "map of the last stage",
             "transform": f"{short}, at most {self.shown.tokens} patches, stretched to multiples of"
             f" {patch} px (Lanczos, 8-bit)",
@@ -217,8 +218,8 @@ class Source:
             "empty_masks": self.empty,
         }
         if self.empty:
-            found["left_out"] = {f"{self.empty} of the pictures": "the true mask is empty"}
-        return found
+            facts["left_out"] = {f"{self.empty} of the pictures": "the true mask is empty"}
+        return facts
 
 
 def overlay(scene: Scene, mask: np.ndarray) -> np.ndarray:

@@ -66,8 +66,8 @@ def graph(vectors: Tensor, tau: float) -> np.ndarray:
 
 def second_vector(weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """y n of W n n (float64, symmetric), of any sign and length, and whether Lanczos found it."""
-    found = lanczos(weights)
-    return (dense(weights), False) if found is None else (found, True)
+    y = lanczos(weights)
+    return (dense(weights), False) if y is None else (y, True)
 
 
 def dense(weights: np.ndarray) -> np.ndarray:

@@ -12,8 +12,7 @@ import numpy as np
 
 from equitools.core.errors import DataError
 from equitools.data import images
-from equitools.evals.segmentation import j_and_f as segmentation_j_and_f
-from equitools.evals.segmentation import palette_png as segmentation_palette_png
+from equitools.evals.segmentation import j_and_f, palette_png
 from equitools.evals.segmentation.j_and_f import frame
 from equitools.evals.segmentation.palette_png import VOID
 
@@ -32,7 +31,7 @@ class Clip:
     @property
     def objects(self) -> int:
         """How many objects there are to follow."""
-        return segmentation_j_and_f.objects(self.first)
+        return j_and_f.objects(self.first)
 
 
 def read(name: str, frames: Path, masks: Path) -> Clip:
@@ -54,8 +53,8 @@ def read(name: str, frames: Path, masks: Path) -> Clip:
             raise DataError(f"{path} of {name} is {sizes}")
     paths = [labels[stem] for stem in pictures]
     for path in paths:
-        segmentation_palette_png.check(path)
-    first = segmentation_palette_png.labels(paths[0])
+        palette_png.check(path)
+    first = palette_png.labels(paths[0])
     first[first == VOID] = 0
     return Clip(name, list(pictures.values()), paths, first, digest.hexdigest())
 
@@ -81,16 +80,15 @@ def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     """{stem: file} of a folder in order; DataError when there is none."""
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
-    if not found:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    if not paths:
         raise DataError(f"{folder} has no {' or '.join(endings)} file")
-    return {path.stem: path for path in found}
+    return {path.stem: path for path in paths}
 
 
-def scored(clip: Clip, found: Iterable[np.ndarray]) -> np.ndarray:
+def scored(clip: Clip, predicted: Iterable[np.ndarray]) -> np.ndarray:
     """J and F of labels of every frame but the first and the last: (frames, objects, 2)."""
-    pairs = zip(found, clip.masks[1:-1], strict=True)
-    return np.array([
-        frame(labels, segmentation_palette_png.labels(path), clip.objects, str(path))
-        for labels, path in pairs
-    ])  # fmt: skip
+    pairs = zip(predicted, clip.masks[1:-1], strict=True)
+    return np.array(
+        [frame(labels, palette_png.labels(path), clip.objects, str(path)) for labels, path in pairs]
+    )
