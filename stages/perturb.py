@@ -1,7 +1,5 @@
 """Changed pictures: is a probe's head still right, and do the encoder's maps move with them?"""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any, Literal

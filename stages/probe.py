@@ -1,7 +1,5 @@
 """Probe a frozen encoder: nearest neighbors, linear heads, or the features themselves."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables, figures and answers from manifests; each document of the stream is a row."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

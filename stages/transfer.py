@@ -1,7 +1,5 @@
 """Transfer an encoder to other data: labels, foreground masks, the objects of a video."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a number in a recipe's views can be: UsageError with its dotted path for what it cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

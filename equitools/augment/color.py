@@ -1,7 +1,5 @@
 """Luma, which gray and jitter share: 0.2989 r + 0.587 g + 0.114 b (torchvision's weights)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 WEIGHTS = (0.2989, 0.587, 0.114)

@@ -5,8 +5,6 @@ of the corner pixels half a pixel inside ±1. `warp` reads the source at M⁻¹ 
 Right-angle rotations and flips are permutations of pixels and are carried out as such.
 """
 
-from __future__ import annotations
-
 from functools import reduce
 
 import torch

@@ -8,8 +8,6 @@ micro-batch the sample is in. Nothing is cropped or padded ("Soft Equivariance R
 views of the second sub-batch, with the names of the grid's sides the usual way around).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

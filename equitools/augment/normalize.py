@@ -1,7 +1,5 @@
 """Pictures in [0, 1] become what an encoder reads, (x - mean) / std by channel, and back."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What an operation is: a module that says all there is to say of it; nothing else lists them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

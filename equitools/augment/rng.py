@@ -4,8 +4,6 @@ A row of uniforms is a Philox stream (Salmon et al., 2011) whose key is the BLAK
 parts given (seed, epoch, sample key); view v reads the v-th row, so views added later change none.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

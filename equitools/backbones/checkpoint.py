@@ -1,7 +1,5 @@
 """An encoder out to `model.safetensors` and `config.json`, and in again."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ A function here that returns a Blueprint (which timm architecture, built with wh
 which picture size) is a name in a recipe.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,8 +4,6 @@ The other columns meet padding only, so the result is the same. torch (2.15, on 
 leaves their weight gradient as the memory happened to be, not finite or wrong; here it is zero.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -6,8 +6,6 @@ on the patch grid, and 0 for the class token (Vaswani et al., 2017, in two dimen
 He, 2021, "MoCo v3").
 """
 
-from __future__ import annotations
-
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor

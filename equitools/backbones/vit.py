@@ -7,8 +7,6 @@ Regularization", §3.1). The class token has no position. Under the name `late_c
 same network, with the tensors' names and semantics of its own VisionTransformer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

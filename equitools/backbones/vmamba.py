@@ -8,8 +8,6 @@ official release: state size 1, no expansion, no gate. Names and shapes of the p
 release's, so its checkpoints fit; nothing is downloaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ y_t = C_t s_t + D x_t per channel and path: rows, columns, and both backward; Δ
 projections of x (Liu et al., 2024, "VMamba: Visual State Space Model", section 4).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Which device `auto` means here, and what a record says of device and versions."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 
 import torch

@@ -4,8 +4,6 @@ The process group is opened once, by whoever needs it first, from the variables 
 `accelerate launch` and `srun` set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 """
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from typing import TypeVar

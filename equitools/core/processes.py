@@ -1,7 +1,5 @@
 """Rank and number of processes from the environment, without torch; and how they end together."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

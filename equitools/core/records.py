@@ -3,8 +3,6 @@
 Tensor shapes use b batch, d width, n tokens, h w map, k parameters of an operation, v views.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,8 +4,6 @@ Every picture has its place from the start, by the size in its header; whoever n
 decodes it into that place. Two that do so at once write the same bytes.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

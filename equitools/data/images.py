@@ -6,8 +6,6 @@ picture that ends early is an error, never a half-gray sample. Whole JPEGs go th
 to decide.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterator

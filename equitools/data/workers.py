@@ -1,7 +1,5 @@
 """Read ahead on threads, and worker processes of a loader that end quietly."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections import deque

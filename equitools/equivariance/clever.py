@@ -8,8 +8,6 @@ code, whose L_Orth is a cosine of probability vectors; the printed inner product
 K = 65536, so it would do nothing).
 """
 
-from __future__ import annotations
-
 from typing import Literal, cast
 
 import torch

@@ -7,8 +7,6 @@ on the EF part, with a projector and predictor of its own (DDCL, WACV 2024). The
 L_PReg of "CLeVER" (Song et al., 2024); the original DDCL is λ = 0.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from equitools.core.records import Step

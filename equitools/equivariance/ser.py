@@ -10,8 +10,6 @@ With 2+4 views there are three pairs, one of them global and each on a crop of i
 mean of all; the released code adds them up.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Evaluations of encoders: the menus of equi-probe, equi-perturb and equi-transfer, a line each."""
 
-from __future__ import annotations
-
 from equitools.evals.classification import (
     datasets,
     downstream_linear,

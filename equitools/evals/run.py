@@ -6,8 +6,6 @@ so if it is finished already, lock its folder, evaluate, and put scores, heads a
 document.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

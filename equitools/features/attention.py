@@ -10,8 +10,6 @@ attention. What is compared between pictures and networks are numbers:
     jaccard  |A ∩ G| / |A ∪ G| of a head's 60 % mask and the true foreground, as DINO's table
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ from its name, so processes that write the same one do no harm. Any of it may be
 encoders.features_folder says where.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ Two references belong beside every trained encoder: the same net with random wei
 pixels themselves.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

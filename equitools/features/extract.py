@@ -6,8 +6,6 @@ Caron et al. (2021, "DINO"); parts of a split representation follow Song et al. 
 in the slicing of the released probe or by block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -9,8 +9,6 @@ after it has been made smaller, where it would have more patches than are allowe
 disk by weights, settings and pixels, so that they are computed once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Every sample has one, both splits have the same classes, and a head fits them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from equitools.core.errors import DataError

@@ -4,8 +4,6 @@ A ViT's map is its patch tokens after a block, normed by its final norm as DINO'
 get_intermediate_layers does (Caron et al., 2021); a CNN's is what a stage gives.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy

@@ -12,8 +12,6 @@ a neighbor if it is above the floor, the k-th largest seen before, and few are: 
 in random order. Maxima over groups find them, so that nearly every entry is read once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

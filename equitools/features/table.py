@@ -3,8 +3,6 @@
 Parts of a split representation follow Song et al. (2024, "CLeVER"), in the slicing of the released
 probe or by block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any

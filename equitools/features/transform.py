@@ -10,8 +10,6 @@ RandomResizedCrop (bilinear) and a flip, torchvision's defaults, with parameters
 (seed, epoch, sample key) alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

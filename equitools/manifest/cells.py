@@ -8,8 +8,6 @@
 The Makefile reads the same names.
 """
 
-from __future__ import annotations
-
 from equitools.manifest.fold import fold, parse_assignment
 from equitools.manifest.layers import layer, layers
 from equitools.manifest.strict_yaml import Document

@@ -3,8 +3,6 @@
 absolute; a file is found by its path, else beside its manifest, else in $EQUITOOLS_STORE/<digest>.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

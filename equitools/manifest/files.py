@@ -4,8 +4,6 @@ A file is found by its path, else beside its manifest, else in $EQUITOOLS_STORE/
 holds is said by the sha256 of its bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Lay documents on one another: layers, manifests and key=value."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The identity of a run, and its record in a manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

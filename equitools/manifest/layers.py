@@ -1,7 +1,5 @@
 """The recipe layers of `manifests/`: where they lie, and one by its name."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from pathlib import Path

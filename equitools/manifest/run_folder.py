@@ -1,7 +1,5 @@
 """The folder of a run: finished already, locked, or another stage's."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -4,8 +4,6 @@ The package namespace is the menu, and the signature is the schema: what is keyw
 constructor is a knob, with its default and its annotation.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import inspect

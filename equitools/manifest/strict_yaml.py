@@ -5,8 +5,6 @@ without duplicate keys, anchors or tags of any kind, each document between `---`
 `...`, so that `cat` composes documents and one that was cut short is refused.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

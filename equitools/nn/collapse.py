@@ -7,8 +7,6 @@ spread          √d · std of each channel of the L2-normalized features; 1 is 
 power           log10 Σ p² of a head (Song et al., 2024, Table 1)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

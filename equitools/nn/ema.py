@@ -5,8 +5,6 @@
 Parameters only: buffers such as batch-norm statistics are its own.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import TypeVar
 

@@ -8,8 +8,6 @@ With g frozen at 1 every logit of the DINO head is a cosine; the lengths of the 
 not change the function.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Literal

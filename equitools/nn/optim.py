@@ -7,8 +7,6 @@ from `weight_decay` to `weight_decay_end` (Caron et al., 2021, "DINO", appendix;
     lr = base · batch / lr_reference
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 half cosine   e + (s - e) · (1 + cos(π t)) / 2,   t the share of the run that is done
 """
 
-from __future__ import annotations
-
 import math
 
 from equitools.core.errors import UsageError

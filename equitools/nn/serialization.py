@@ -5,8 +5,6 @@ pretrained=True)` loads them. `resume.safetensors` holds everything else that a 
 Every file is written to a temporary name, synced, and renamed; nothing is pickled.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -8,8 +8,6 @@ variances: Chan, Golub & LeVeque, 1979). So losses and gradients do not depend o
 processes share a batch, as SimCLR and Barlow Twins have it.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import torch

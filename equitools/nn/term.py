@@ -6,8 +6,6 @@ Objectives and equivariance regularizers are one type. A term writes what is its
 does not say is as it stands here, and what it needs is read off its class before training starts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

@@ -6,8 +6,6 @@ with Ẑ the embeddings normalized along the batch (Zbontar et al., 2021, Eq. 1 
 statistics and C are those of all processes.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

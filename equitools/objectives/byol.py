@@ -7,8 +7,6 @@ view i. Of two views it is the symmetric loss of Grill et al., 2020 ("Bootstrap 
 Eq. 2 and the sum after it); local crops are further queries of the mean.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

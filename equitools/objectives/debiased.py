@@ -8,8 +8,6 @@ same class (Chuang et al., 2020, "Debiased Contrastive Learning", Eq. 7 and 8 wi
 SimCLR's loss at τ⁺ = 0.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

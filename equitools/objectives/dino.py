@@ -7,8 +7,6 @@ with i over the two global views that the target network sees and v over all vie
 2021, "Emerging Properties in Self-Supervised Vision Transformers").
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

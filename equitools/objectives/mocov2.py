@@ -14,8 +14,6 @@ their batch, and the queue's keys have other batches' statistics, which differ b
 and the head have no batch norm at all.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -8,8 +8,6 @@ of Chen, Xie & He, 2021 ("An Empirical Study of Training Self-Supervised Vision 
 local crops are further queries of the mean.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

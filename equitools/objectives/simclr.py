@@ -8,8 +8,6 @@ Learning of Visual Representations", Eq. 1). The released code adds the two view
 2 L; under LARS the factor does nothing, and the ports and the paper have the mean.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

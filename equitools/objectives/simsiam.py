@@ -3,8 +3,6 @@
 L = -½ [ cos(p_1, sg z_2) + cos(p_2, sg z_1) ]        (Chen & He, 2021)
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from equitools.core.errors import UsageError

@@ -1,7 +1,5 @@
 """What the heads of the last block of each ViT look at."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from equitools.report.documents import Documents, Where, home, required

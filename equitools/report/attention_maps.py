@@ -1,8 +1,6 @@
 """The attention of several checkpoints on the same pictures, plain, rotated and jittered: measured
 and drawn, for the report of that name and the page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A paper's table for people and programs: `paper / ours` in a cell, or in columns apart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from equitools.core.errors import UsageError

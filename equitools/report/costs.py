@@ -4,8 +4,6 @@ Parameters of the backbone alone; multiply-adds of one 224×224 picture by fvcor
 with the network in training mode and without any head (Song et al., 2024, Table 2).
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """Losses, rates and the collapse watch over epochs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

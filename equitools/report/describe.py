@@ -1,7 +1,5 @@
 """A document in the words of a table: method, backbone, epochs, data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

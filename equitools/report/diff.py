@@ -1,7 +1,5 @@
 """Where two documents differ, key by key."""
 
-from __future__ import annotations
-
 from equitools.core.errors import UsageError
 from equitools.report.documents import Document, Documents, Where, required
 from equitools.report.formats.tables import render

@@ -5,8 +5,6 @@ by name `layers` (what the words say, folded), `out` (the folder of -o, or None)
 prints at once). One that makes a file and says no more returns the file's Path.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

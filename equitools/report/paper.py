@@ -7,8 +7,6 @@ by epochs, it was trained as long. A column or row with `where` reads the docume
 alone (transfer.label, probe.split); `needs` says which folder would provide it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ A table of manifests/table/ (or a row of it) says `reads:` beside its cells, and
 lacking; of {first: […]} the first that is left is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A curve's points are scores that are there already: `perturb/<test>/<column>/<pa
 column says what was done (ro90: within ±90°, at30: by 30°, et50: elastic with alpha 50).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ A score's name is a path, stage/eval/part/seed/metric. What only counts repetiti
 is taken out of the name, and the value becomes their mean ± standard deviation.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Pictures of the same name from several folders, side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from equitools.core.errors import DataError

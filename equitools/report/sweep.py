@@ -1,7 +1,5 @@
 """A score over knobs that runs differ in."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Scores of several documents side by side."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Sequence
 

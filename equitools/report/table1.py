@@ -1,7 +1,5 @@
 """Magnitudes of heads and representations over epochs (Song et al., 2024, Table 1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Table 2 of CLeVER (Song et al., 2024): linear probes, and what their backbones cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Classes in feature space: measured, and drawn with t-SNE."""
 
-from __future__ import annotations
-
 from equitools.report.describe import method
 from equitools.report.documents import Documents, Where, home, required
 from equitools.report.formats.tables import Format, render, with_picture

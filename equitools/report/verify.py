@@ -1,7 +1,5 @@
 """Digests of all files that documents name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from equitools import manifest

@@ -4,8 +4,6 @@ Every stage appends one record with the ids of the records it came from, so the 
 over `from`.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator
 

@@ -4,8 +4,6 @@ Random numbers are not part of it: every step seeds the generator from (seed, st
 step does the same whatever happened before it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ it has (`heads_kind`), a term what heads, parts, maps and views it asks for (`ne
 `maps`, `portion`). A run is possible where its objective and its backbone both go with its terms.
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

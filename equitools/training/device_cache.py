@@ -4,8 +4,6 @@ Loader processes then draw parameters and send no pixels: at 32 to 112 px nothin
 busy. Pictures of different sizes stand in the top left corner of the largest one's frame.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

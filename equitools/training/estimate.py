@@ -4,8 +4,6 @@ Activations are those that autograd really saves for forward passes of the real 
 three samples, carried on to the batch of one process; nothing is trained and no data is read.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

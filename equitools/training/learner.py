@@ -6,8 +6,6 @@ that every method of the toolkit is an instance of. The objective and the equiva
 meet; both read the same Step.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """How long a run is, in steps of the data that it has."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ slice. A loader therefore starts anywhere, with any number of workers and proces
 a micro-batch is read and decoded once, whatever number of views it has.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator, Iterator
 from typing import Any

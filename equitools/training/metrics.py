@@ -1,7 +1,5 @@
 """Metrics as JSON lines, one object a line, cut back to the resumed step; and trackers."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's optimizer and rates, and the micro-batches of a step added up."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ so that every process and micro-batch has its share to within one, and the sampl
 however many there are. What objectives read is of the whole batch, in its order.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Samples seen is the only clock: epochs are a multiplication. Step s takes the gl
 [s·B, (s+1)·B); a prelude (DDCL's warm-up epochs) comes before the counted run.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from types import ModuleType

@@ -7,8 +7,6 @@ by a few training steps when there is a GPU; else it is arithmetic: the operatio
 counted, at a rate that training reaches.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import time

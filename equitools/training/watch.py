@@ -1,7 +1,5 @@
 """What a run looks at while it trains: losses, collapse and neighbors."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

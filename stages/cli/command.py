@@ -1,7 +1,5 @@
 """A `Program` as a click command: words and stdin in, exit code and one manifest out."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar

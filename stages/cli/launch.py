@@ -4,8 +4,6 @@ Rank 0 gets the document on its stdin and answers with the manifest on its stdou
 passed on; when one process fails the others are stopped, and its exit code is ours.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal

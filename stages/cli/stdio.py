@@ -5,8 +5,6 @@ from child processes, and descriptor 1 itself points at stderr, so that no print
 no program that it starts can corrupt a pipe.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -4,8 +4,6 @@ A word with `/` or ending in `.yaml` is a file, `key=value` addresses the stage'
 stdin, and anything else is a layer.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable

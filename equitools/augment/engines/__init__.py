@@ -1,7 +1,5 @@
 """How operations are carried out: compiled, in Triton or in torch, block by block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -7,8 +7,6 @@ pixels of the window alone: Pillow's and torch's antialiased BICUBIC, here for a
 where the pictures are. Rounded to 8 bits after each direction, as they do.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

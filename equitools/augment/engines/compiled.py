@@ -5,8 +5,6 @@ Flips and rotations are those of the modules beside this one to the bit. Floats 
 value meets the threshold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 

@@ -4,8 +4,6 @@ The slots are walked twice: backward for where each pixel comes from, forward fo
 rotation leaves pixels that come from nowhere; they turn black in its slot, and not before.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

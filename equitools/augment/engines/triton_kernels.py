@@ -5,8 +5,6 @@ Flips and rotations are theirs to the bit; floats in [0, 1] differ by 1e-5 at mo
 an elastic deformation, and by what solarizing makes of that where a value meets the threshold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any

@@ -6,8 +6,6 @@ carried out in one pass: backward for where a pixel comes from, forward for its 
 triton_kernels.py reads the table made here; the CPU knows all of it, and nothing waits for the GPU.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -4,8 +4,6 @@ It is loaded as a plain library; calls through ctypes release the interpreter's 
 not built, torch does the same.
 """
 
-from __future__ import annotations
-
 import ctypes
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES

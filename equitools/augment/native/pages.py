@@ -1,7 +1,5 @@
 """Memory for batches in large pages: touching small ones costs more than the augmentation."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Callable, Sequence

@@ -1,8 +1,6 @@
 """The menu of operations: what is imported here is a name in a recipe's views."""
 
 # ruff: noqa: F401
-from __future__ import annotations
-
 from types import ModuleType
 from typing import cast
 

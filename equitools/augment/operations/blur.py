@@ -5,8 +5,6 @@ approximates by three box filters. Here it is the true Gaussian, cut at four sig
 levels from PIL's on average on photos.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ after ten windows that do not fit, the largest central one (Szegedy et al., 2015
 RandomResizedCrop). Bicubic with antialiasing on 8-bit values, taken where the image is decoded.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

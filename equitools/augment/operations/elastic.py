@@ -9,8 +9,6 @@ reflected edges). The Gaussian is separable, so the field is A · noise · Aᵀ 
 The noise is a hash of (seed, pixel), the same on every device; torch's generators are not.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Horizontal flip: x → -x with probability p."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Gray: all channels become the luma 0.2989 r + 0.587 g + 0.114 b (torchvision's weights)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -8,8 +8,6 @@
 each clamped to [0, 1], in floats (torchvision's tensor definitions, without its 8-bit rounding).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import permutations
 

@@ -5,8 +5,6 @@ Nearest neighbour and black corners, as RandomRotation leaves them. The index ar
 right angles.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Solarize: values at or above a threshold are inverted, x → 1 - x (PIL's threshold is 128/255)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

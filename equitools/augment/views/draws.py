@@ -4,8 +4,6 @@ A sample's numbers are a function of (seed, epoch, sample key, view) alone, the 
 one of (seed, step, view).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Those called global and local start from DINO's settings (Caron et al., 2021), t
 for another group in a part of the batch from that group's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

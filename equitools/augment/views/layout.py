@@ -5,8 +5,6 @@ their place share; other views can be replaced as well, by stand-ins that share 
 Both samples have all views that nothing replaces. Without a portion there is a batch for each size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The same image is perturbed alike for every model, in any batch and on any device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ called global and local start from DINO's settings (Caron et al., 2021), so that
 `views: {global: {}, local: {}}` is the basic augmentation of CLeVER (Song et al., 2024).
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from equitools.augment.checks import probability

@@ -12,8 +12,6 @@ al., 2024, "VMamba", section 4.2). Tensors stay in the order of the picture; a p
 NVIDIA GPUs where Triton runs, torch_sweep.py elsewhere.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

@@ -16,8 +16,6 @@ a processor's cache, so that it costs little to make it twice, and nothing is ke
 the inputs. See selective_scan/__init__.py for the names.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

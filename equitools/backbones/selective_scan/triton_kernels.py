@@ -20,8 +20,6 @@ memory (b h w d, b 4 h w d). A small batch leaves a large GPU idle: there are at
 warps, and each walks a whole picture.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

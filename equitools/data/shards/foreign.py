@@ -1,7 +1,5 @@
 """Shards that others have made: described where they lie, checked, and not copied."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

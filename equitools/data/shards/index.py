@@ -4,8 +4,6 @@ Pictures are read with `pread` at known offsets, so any sample is one system cal
 process. Shards of other make and shards behind URLs read the same.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """A set of written shards: duplicates, counts, `_info.json`, and its entries in a manifest."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The order of an endless run, a function of (seed, epoch) alone: not of workers or processes."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

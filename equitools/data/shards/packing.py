@@ -11,8 +11,6 @@ kept and counted. Format: Aizman, Maltby and Breuel, "High performance I/O for l
 learning", 2019.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ What is looked at is written by processes that end with this one. What is only c
 written by threads: the system calls and sha256 let others go on meanwhile.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

@@ -4,8 +4,6 @@ webdataset's `gopen` opens the URL (http, https, sftp, gs, hf, ais …); `pipe:`
 nothing in a manifest is ever executed.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -7,8 +7,6 @@ Format: POSIX.1-2001, "pax - portable archive interchange", sections "pax Header
 Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tarfile

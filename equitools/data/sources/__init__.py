@@ -1,7 +1,5 @@
 """Where pictures come from: the menu of sources, a name → a listing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Four lists lie beside images/, one `id value` a line, ids from 1: images.txt, cl
 image_class_labels.txt, and train_test_split.txt, whose 1 means train (5994 images, and 5794).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from equitools.core.errors import DataError, UsageError

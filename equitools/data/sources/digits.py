@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits as a source."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -4,8 +4,6 @@ A folder keeps its files' own bytes. Class folders give labels in the order of t
 as torchvision's ImageFolder does; a folder without class folders gives pictures without labels.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -6,8 +6,6 @@
 The same folder byte for byte each time. They are no benchmark: one object, drawn, in the open.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

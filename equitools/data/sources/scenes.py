@@ -9,8 +9,6 @@ same bytes in any order and any process. A synthetic set in the spirit of dSprit
 2017) and 3DIEBench (Garrido et al., 2023); the drawing is our own.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """What a source lists: samples by split, in the order of their file names."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

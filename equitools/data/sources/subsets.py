@@ -5,8 +5,6 @@ a smaller fraction lies within a larger one, as the 1 % and 10 % lists of SimCLR
 2020).
 """
 
-from __future__ import annotations
-
 import gzip
 from collections import defaultdict
 from dataclasses import replace

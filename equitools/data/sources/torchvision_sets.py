@@ -4,8 +4,6 @@ A set that lies on disk as image files keeps their bytes; one that lies as array
 (CIFAR, STL-10, SVHN …) becomes PNG. Nothing is downloaded unless asked.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 from contextlib import suppress

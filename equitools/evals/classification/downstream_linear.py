@@ -7,8 +7,6 @@ training data, solved once more on all of it. It is deterministic.
 momentum 0.9, lr 0.001 · batch / 256, cosine per epoch to 0, no decay.
 """
 
-from __future__ import annotations
-
 import inspect
 from typing import Any, Literal
 

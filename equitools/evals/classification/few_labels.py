@@ -5,8 +5,6 @@ IN-100 they name 1278 and 12 812. The draw and the list work as in equi-shard (`
 a share is the same pictures whether it is taken here or there. The whole val split is the test.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from typing import Any

@@ -7,8 +7,6 @@ et al. (2025, "CLeVER") and much of the literature print it. Every network is sa
 its last epoch; a run that was killed goes on after its last saved epoch.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any, Literal

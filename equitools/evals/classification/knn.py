@@ -1,7 +1,5 @@
 """Word `knn`: weighted nearest neighbors on frozen features, so that no training adds noise."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from equitools.features.neighbors import capped, knn

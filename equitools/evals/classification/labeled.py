@@ -4,8 +4,6 @@ Pictures of a split are shown under the evaluation transform, or as new random c
 depend on (seed, epoch, row) alone.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence

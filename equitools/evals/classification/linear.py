@@ -5,8 +5,6 @@ lr · batch / 256 (Caron et al., 2021, "DINO"; Song et al., 2025, "CLeVER"). How
 and what is reported stands in `probing`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -7,8 +7,6 @@ lr · batch / 1024. SIE itself trains with Adam at a constant 0.001 and batches 
 lrs=0.004 schedule=constant. How the rate is chosen and what is reported stands in `probing`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal

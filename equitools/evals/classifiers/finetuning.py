@@ -7,8 +7,6 @@ et al., 2022, "BEiT"): AdamW, lr 5e-4 · batch / 512 times 0.75 for each layer b
 or CutMix, label smoothing, stochastic depth, warm-up; by timm.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -6,8 +6,6 @@ SGD with momentum μ as torch has it; weights start from N(0, 0.01), biases from
 2021, "DINO").
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -13,8 +13,6 @@ which is about the inverse square root of the Hessian. That changes the way, not
 lies in the span of the data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -7,8 +7,6 @@ prediction of rotations and flips have it. Adam with decoupled weight decay (Los
 2019, "AdamW"), which without decay is Adam.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -6,8 +6,6 @@ heads trained beside them on all of it. So the test data decide nothing. `top1` 
 the last epoch, `best/top1` its best epoch on the test data, as much of the literature prints it.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ The safetensors file has `<split>.features` n d, `<split>.labels` n, and `<split
 bytes padded with zeros, which numpy reads as `array.view(f"S{w}")`. The CSV has one row a sample.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ live, after normalization:
 SER's Figures 4 and 5 show 20 random classes; perplexity and the rest are scikit-learn's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -9,8 +9,6 @@ Turns are exact: interpolated ones could be told by their corners. Each picture 
 pictures of the train split never judge.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

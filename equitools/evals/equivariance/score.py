@@ -16,8 +16,6 @@ nothing, since a map that is the same everywhere has it too, so its controls sta
 `zoom` scales the content inside the frame and is another measure, with a name of its own.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any

@@ -12,8 +12,6 @@ Beside each part stands what a dead one would show, of the upright test pictures
     share                        variance of the part as a share of that of all features
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal

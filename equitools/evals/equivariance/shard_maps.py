@@ -1,7 +1,5 @@
 """Pictures of shards and the maps that an encoder has of them, as one evaluation reads them."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

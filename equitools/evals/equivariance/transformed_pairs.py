@@ -6,8 +6,6 @@ pixels and cells exactly. Scaling resizes the whole picture to another grid, not
 padded, as SER trains it, and resizes the map; a zoom scales the content inside the frame.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

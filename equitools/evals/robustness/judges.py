@@ -4,8 +4,6 @@ A judge is an encoder and a function from a table of its test features to percen
 which pictures are shown to it. A probe is one judge; fine-tuning left one for each part and seed.
 """
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence

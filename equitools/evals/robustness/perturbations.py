@@ -8,8 +8,6 @@ Table 5: rotation within ±90 and ±180 degrees without jitter; curves over a fi
 Parameters depend on (seed, draw, sample key) alone, so that all encoders see the same pictures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -11,8 +11,6 @@ with B̄ the [1 2 1] blur of each of the five dimensions, added up, and diagonal
 D_n B̄ D_n 1 = D_m 1 = S 1.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

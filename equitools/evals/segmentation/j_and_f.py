@@ -9,8 +9,6 @@ and the last frame are left out. All of it is counting, so that the numbers are 
 official code to the last digit; it needs no library for images.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

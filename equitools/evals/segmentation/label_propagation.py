@@ -12,8 +12,6 @@ few rows of queries at a time, in a few columns, meet only the cells that one of
 the exponential is taken of what is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, pairwise

@@ -1,7 +1,5 @@
 """Masks as palette PNGs, whose pixels are labels: 0 background, 255 void, objects from 1."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path

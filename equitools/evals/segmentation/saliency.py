@@ -10,8 +10,6 @@ and max F is the highest point of the mean curve F_β(t) (Achanta et al., 2009; 
 s is the solver's soft output, of which m is s > 0.5; without the solver s is m itself.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

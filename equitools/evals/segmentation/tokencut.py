@@ -14,8 +14,6 @@ that is small and takes no patch across the mean; where it does not come to that
 solved.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A video: its frames, a mask for each of them, and the scores of labels that are found for it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass

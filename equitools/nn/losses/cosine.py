@@ -1,7 +1,5 @@
 """The cosine of pairs of rows, and that of predictions with what they predict (Chen & He, 2021)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

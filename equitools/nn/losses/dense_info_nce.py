@@ -12,8 +12,6 @@ They are made together with the value, as prototypes.py does it, for some rows a
 of similarities is alive, and only the gradients of the tokens stay until backward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal
 

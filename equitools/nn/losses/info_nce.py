@@ -5,8 +5,6 @@
 Keys and negatives are those of all processes, so that a loss does not depend on their number.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

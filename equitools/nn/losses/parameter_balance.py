@@ -2,8 +2,6 @@
 
 balance   mean over heads | S(h_I) - S(h_V) |,   S = Σ p²"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -6,8 +6,6 @@ gradients into `logits` so that dvalue/ds = factor · logits. The equations are 
 prototypes_triton.py has the same three functions for NVIDIA GPUs.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ what it has added up when that rises (Milakov & Gimelshein, 2018, "Online normal
 for softmax"). The second writes. All arithmetic is in float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -2,8 +2,6 @@
 
 matplotlib is an extra; it is imported when a figure is drawn, without a display."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Whatever stands on it is escaped, and the page forbids its reader's browser to load anything.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
