@@ -78,10 +78,7 @@ def settle_device(settings: dict[str, Any]) -> dict[str, Any]:
     from equitools.core.devices import pick_device, pick_precision
 
     device = pick_device(settings["device"])
-    return settings | {
-        "device": device,
-        "precision": pick_precision(settings["precision"], device),
-    }
+    return settings | {"device": device, "precision": pick_precision(settings["precision"], device)}
 
 
 def process_count(settings: dict[str, Any]) -> int:

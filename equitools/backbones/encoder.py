@@ -47,12 +47,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        trunk: Any,
-        settings: Document,
-        architecture: str,
-        args: Document,
-        image_size: int,
+        self, trunk: Any, settings: Document, architecture: str, args: Document, image_size: int
     ) -> None:
         super().__init__()
         self.trunk = trunk

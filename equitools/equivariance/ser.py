@@ -63,9 +63,7 @@ class SER(Term):
             raise UsageError(f"ser.temperature is {temperature:g}; it must be above 0")
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.projector = nn.Sequential(
-            nn.Linear(dim, out_dim, bias=False),
-            nn.GELU(),
-            nn.Linear(out_dim, out_dim, bias=False),
+            nn.Linear(dim, out_dim, bias=False), nn.GELU(), nn.Linear(out_dim, out_dim, bias=False)
         )
         self.layers = (layer - 1,)
         self.target = keys == "slow"

@@ -18,10 +18,7 @@ from equitools.nn import collapse, ema
 from equitools.nn.schedules import half_cosine
 
 # What a term may ask of an objective's heads (`needs` of the one, `heads_kind` of the other).
-HEADS = {
-    "distribution": "a head over prototypes",
-    "projector": "a projector and a predictor",
-}
+HEADS = {"distribution": "a head over prototypes", "projector": "a projector and a predictor"}
 
 
 class Term(nn.Module):

@@ -30,12 +30,7 @@ class BYOL(Objective):
     heads_kind = "projector"
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        hidden_dim: int = 4096,
-        out_dim: int = 256,
-        momentum: float = 0.996,
+        self, dim: int, *, hidden_dim: int = 4096, out_dim: int = 256, momentum: float = 0.996
     ) -> None:
         super().__init__(hidden_dim=hidden_dim, out_dim=out_dim)
         self.projector, self.predictor = self.make_heads(dim)

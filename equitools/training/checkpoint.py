@@ -37,10 +37,7 @@ def save(
 
 
 def restore(
-    folder: Path,
-    identity: str,
-    learner: nn.Module,
-    target: nn.Module | None,
+    folder: Path, identity: str, learner: nn.Module, target: nn.Module | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """Put the last saved state into the modules; returns (cursor, moments), or None if none is.
 

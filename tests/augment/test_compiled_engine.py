@@ -81,10 +81,7 @@ def test_flips_and_rotations_are_the_same_to_the_bit(names):
 @built
 def test_flips_and_rotations_of_floats_are_the_same_as_of_bytes():
     """Behind an operation on floats they permute what is there."""
-    crops, identity = (
-        pictures(16, 24, 31),
-        torch.tensor([operations.jitter.IDENTITY]).double(),
-    )
+    crops, identity = (pictures(16, 24, 31), torch.tensor([operations.jitter.IDENTITY]).double())
     nearly = identity.repeat(16, 1)
     nearly[:, 0] = 1 + 1e-7  # acts, and changes no value by more than rounding
     for names in (("flip", "rotation"), ("rotation", "flip")):

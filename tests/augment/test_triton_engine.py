@@ -211,10 +211,7 @@ def test_a_picture_waits_for_nothing_that_it_does_not_need():
     """Without blur or contrast, bytes become the output in one pass."""
     p = {"flip": torch.ones(3, 1), "blur": torch.tensor([[0.0], [0.2], [1.0]])}
     made = triton_program.plan(
-        [one.double() for one in p.values()],
-        [operations.flip, operations.blur],
-        3,
-        (8, 8),
+        [one.double() for one in p.values()], [operations.flip, operations.blur], 3, (8, 8)
     )
     assert [(name, jobs[:, 0].tolist()) for name, jobs in made.passes] == [
         ("paint", [2]),

@@ -24,13 +24,7 @@ def encoder(request):
 
 @pytest.mark.parametrize(
     ("dim", "floor", "rounded"),
-    [
-        (2048, 1638, 1638),
-        (512, 409, 410),
-        (384, 307, 307),
-        (192, 153, 154),
-        (768, 614, 614),
-    ],
+    [(2048, 1638, 1638), (512, 409, 410), (384, 307, 307), (192, 153, 154), (768, 614, 614)],
 )
 def test_the_split_is_cut_for_clever_and_rounded_for_ddcl(dim, floor, rounded):
     assert backbones.split_width(dim, 0.8, "floor") == floor

@@ -235,8 +235,5 @@ def test_the_way_back_from_a_score_reaches_the_shards() -> None:
 def test_a_difference_names_the_key() -> None:
     one, other = result("dino.vit-mini.caug", 60.0), result("dino.vit-mini.caug", 61.0, epochs=5)
     found = {key: (a, b) for key, a, b in differences(one, other)}
-    assert found == {
-        "recipe.epochs": (20, 5),
-        "scores.probe/linear/all/mean/top1": (60.0, 61.0),
-    }
+    assert found == {"recipe.epochs": (20, 5), "scores.probe/linear/all/mean/top1": (60.0, 61.0)}
     assert differences(one, one) == []

@@ -45,10 +45,7 @@ def knobs(
 
 # What does not change a byte of the shards.
 NOT_IDENTITY = ("workers", "download")
-MADE = {
-    "digits": {"size": 32},
-    "scenes": {"size": 64, "train_samples": 1500, "val_samples": 400},
-}
+MADE = {"digits": {"size": 32}, "scenes": {"size": 64, "train_samples": 1500, "val_samples": 400}}
 NAMED = (*MADE, "cub200")  # sources that are no path
 
 
