@@ -1,6 +1,5 @@
 """Changed pictures: is a probe's head still right, and do the encoder's maps move with them?"""
 
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from .cli.command import command
 from .cli.program import Program, Request
 from .cli.progress import progress
 
-log = logging.getLogger(__name__)
 # Settings that only the tests without a probe have.
 UNJUDGED = ("layers", "encoder", "size", "crop_pct", "interpolation")
 
@@ -133,7 +131,7 @@ def by_probe(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
             outcome.scores |= {f"perturb/{name}/{key}": v for key, v in one.scores.items()}
             outcome.facts[name] = one.facts
             for what, why in one.facts.get("left_out", {}).items():
-                log.warning("%s of %s is left out: %s", what, subject.label, why)
+                request.warn(f"{what} of {subject.label} is left out: {why}")
         return outcome
 
     digests = {split: index.digest for split, index in splits.items()}

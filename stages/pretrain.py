@@ -1,13 +1,16 @@
-"""Pretrain a backbone with one objective and any equivariance terms; shards in, checkpoint out."""
+"""Pretrain a backbone with one objective and any equivariance terms; shards in, checkpoint out.
+
+Example: equi-pretrain dino clever vit-small caug e200 seed=1 -o runs/clever < shards.yaml
+"""
 
 from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from equitools import manifest
@@ -28,7 +31,7 @@ LAYERS = ("objective", "equivariance", "backbone", "views", "schedule")
 
 def run(request: Request) -> dict[str, Any] | None:
     """Check the recipe, find the folder, train or resume, and describe what came out."""
-    from equitools.core import distributed, processes
+    from equitools.core import devices, distributed, processes
     from equitools.data.shards.index import open_split
     from equitools.training import estimate, recipe
     from equitools.training.length import asked_epochs, durations, run_length
@@ -42,7 +45,11 @@ def run(request: Request) -> dict[str, Any] | None:
             "pretraining needs shards with a train split; pipe them in:"
             " equi-shard SOURCE -o DIR | equi-pretrain …"
         )
-    settings = settle_device(settings)
+    device = devices.pick_device(settings["device"])
+    settings |= {
+        "device": device,
+        "precision": devices.pick_precision(settings["precision"], device),
+    }
     index = open_split(request.document, "train")
     length = run_length(settings, len(index))
     fractions = durations(settings, asked_epochs(settings, length))
@@ -64,21 +71,12 @@ def run(request: Request) -> dict[str, Any] | None:
 
 def refuse_other(out: Path, identity: str) -> None:
     """Never overwrite a finished run with another."""
-    if (out / "manifest.yaml").is_file():
-        history = manifest.load_file(out / "manifest.yaml")[0].get("history") or [{}]
-        if history[-1].get("id") != identity:
-            raise UsageError(
-                f"{out} holds another finished run: its recipe or data differ; choose another"
-                " folder with -o, or remove it"
-            )
-
-
-def settle_device(settings: dict[str, Any]) -> dict[str, Any]:
-    """Write back what `auto` means on this machine."""
-    from equitools.core.devices import pick_device, pick_precision
-
-    device = pick_device(settings["device"])
-    return settings | {"device": device, "precision": pick_precision(settings["precision"], device)}
+    path = out / "manifest.yaml"
+    if path.is_file() and manifest.last_record(manifest.load_file(path)[0]).get("id") != identity:
+        raise UsageError(
+            f"{out} holds another finished run: its recipe or data differ; choose another folder"
+            " with -o, or remove it"
+        )
 
 
 def process_count(settings: dict[str, Any]) -> int:
@@ -112,16 +110,9 @@ def in_ranks(
 def stop_requests() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGUSR1, so that the loop can save and leave between two steps."""
     received: list[int] = []
-
-    def receive(number: int, stack: FrameType | None) -> None:
-        received.append(number)
-
-    before = {n: signal.signal(n, receive) for n in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    both = signal.SIGTERM, signal.SIGUSR1
+    with exits.handling(lambda number, stack: received.append(number), *both):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -256,10 +247,8 @@ def describe(
     """The manifest of the finished run; its resume file has served."""
     from equitools.training import checkpoint
 
-    document = dict(request.document)
-    document["kind"] = "checkpoint"
-    document["recipe"] = settings
-    document["files"] = {**document["files"], **facts["files"]}
+    document = request.document | {"kind": "checkpoint", "recipe": settings}
+    document["files"] = document["files"] | facts["files"]
     scores = {"pretrain/loss": facts["loss"]}
     for kind in ("watch", "knn"):
         scores |= {f"pretrain/{kind}/{key}": value for key, value in facts.get(kind, {}).items()}
@@ -287,43 +276,32 @@ def check(recipe: dict[str, Any]) -> None:
         learner.check(resolve(recipe))
 
 
-def menus() -> dict[str, Callable[[], Any]]:
-    """What `--list` shows besides layers."""
-
-    def namespace(name: str, table: str | None = None) -> Callable[[], Any]:
-        def opened() -> Any:
-            module = importlib.import_module(f"equitools.{name}")
-            return getattr(module, table)() if table else module
-
-        return opened
-
-    pairs = "training.compatibility"
-    return {
-        "objectives": namespace("objectives"),
-        "equivariance": namespace("equivariance"),
-        "backbones": namespace("backbones", "menu"),
-        "objectives × equivariance": namespace(pairs, "with_objectives"),
-        "backbones × equivariance (a run is possible where both tables say yes)": namespace(
-            pairs, "with_backbones"
-        ),
-        "what equivariance needs": namespace(pairs, "needs"),
-    }
+def opened(name: str, table: str | None = None) -> Any:
+    """A room of the library, or what a function of it lists; imported when it is asked for."""
+    module = importlib.import_module(f"equitools.{name}")
+    return getattr(module, table)() if table else module
 
 
+PAIRS = "training.compatibility"
+MENUS = {
+    **{name: partial(opened, name) for name in ("objectives", "equivariance")},
+    "backbones": partial(opened, "backbones", "menu"),
+    "objectives × equivariance": partial(opened, PAIRS, "with_objectives"),
+    "backbones × equivariance (a run is possible where both tables say yes)": partial(
+        opened, PAIRS, "with_backbones"
+    ),
+    "what equivariance needs": partial(opened, PAIRS, "needs"),
+}
 PROGRAM = Program(
     name="pretrain",
     section="recipe",
     reads=("shards",),
     folders=LAYERS,
     run=run,
-    help=__doc__
-    + """
-
-Example: equi-pretrain dino clever vit-small caug e200 seed=1 -o runs/clever < shards.yaml
-""",
+    help=__doc__,
     required=False,
     check=check,
-    menus=menus(),
+    menus=MENUS,
 )
 main = command(PROGRAM)
 

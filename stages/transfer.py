@@ -1,6 +1,5 @@
 """Transfer an encoder to other data: labels, foreground masks, the objects of a video."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from equitools.manifest import files
 from .cli.command import command
 from .cli.program import Program, Request
 from .cli.progress import progress
-
-log = logging.getLogger(__name__)
 
 
 def own_settings(*, eval: str, data: str | None = None, label: str | None = None) -> None:
@@ -63,7 +60,7 @@ def run(request: Request) -> dict[str, Any] | None:
     def evaluate(out: Path) -> Outcome:
         outcome = evaluation(settings, data.source(subject.encoder, settings, out, progress))
         for what, why in outcome.facts.get("left_out", {}).items():
-            log.warning("left out: %s, because %s", what, why)
+            request.warn(f"left out: {what}, because {why}")
         outcome.scores = {prefix + key: value for key, value in outcome.scores.items()}
         return outcome
 

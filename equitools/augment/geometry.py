@@ -71,13 +71,8 @@ def warp(
     return out
 
 
-def dihedral(matrix: Tensor, tolerance: float = 1e-6) -> tuple[bool, int] | None:
-    """A matrix 3 3 as (flip left–right, then k quarter turns counter-clockwise), or None."""
-    return elements(matrix[None], tolerance)[0]
-
-
 def elements(matrix: Tensor, tolerance: float = 1e-6) -> list[tuple[bool, int] | None]:
-    """`dihedral` of each of b 3 3 matrices, in one comparison."""
+    """b 3 3 matrices as (flip left–right, then k quarter turns counter-clockwise), or None."""
     turns = quarter_turns(matrix.dtype).to(matrix.device)
     flip = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
     flip[0, 0] = -1

@@ -215,19 +215,8 @@ def frozen(
         )
 
     refused = refuses_other_shapes(maps, transform.size, side, device)
-    return FrozenMaps(
-        pictures,
-        maps,
-        random_maps,
-        layers,
-        side,
-        refused,
-        settings["seed"],
-        batch_size,
-        vectors,
-        keep,
-        resume,
-    )
+    known = layers, side, refused, settings["seed"], batch_size
+    return FrozenMaps(pictures, maps, random_maps, *known, vectors, keep, resume)
 
 
 def fewest(*limits: int | None) -> int | None:

@@ -6,7 +6,6 @@ Every file is written to a temporary name, synced, and renamed; nothing is pickl
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equitools.core.errors import DataError, UsageError
+from equitools.core.files import atomic
 
 CURSOR = "cursor"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file, atomically; the metadata is exactly {format: pt}."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}~")
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    try:
+    with atomic(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # the library's own files are for their owner alone
         try:
@@ -32,11 +31,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         except SafetensorError as error:  # the library hides the errno of a full disk here
             raise OSError(f"cannot write {path}: {error}") from error
         temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def check(name: str, objective: Objective, views: dict[str, Any], batch_size: in
     local = [key for key in groups if key != "global"]
     wants = f"{name} compares {CROPS[objective.crops]}"
     if local and objective.crops != "all":
-        others = " or ".join(n for n, _ in schema.menu(objectives) if _takes_crops(n))
+        others = " or ".join(n for n, o in _all_of(objectives).items() if o.crops == "all")
         raise UsageError(
             f"{wants} and takes no others; leave out views.{local[0]} (views.{local[0]}=null), or"
             f" choose an objective that takes local crops: {others}"
@@ -56,10 +56,6 @@ def check_actions(name: str, term: type[Term], views: dict[str, Any]) -> None:
 def _is_whole(group: object) -> bool:
     """Is this setting a group of views of every sample?"""
     return isinstance(group, dict) and "count" in group and not group.get("portion")
-
-
-def _takes_crops(name: str) -> bool:
-    return schema.pick(objectives, name).crops == "all"
 
 
 def with_objectives() -> list[tuple[str, str]]:

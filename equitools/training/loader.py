@@ -6,12 +6,12 @@ a micro-batch is read and decoded once, whatever number of views it has.
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from equitools import augment
 from equitools.core import distributed
@@ -108,19 +108,6 @@ def residents(data: StepBatches, device: torch.device) -> Resident | None:
     return Resident(data.index, data.shapes, device, data.plan.batches)
 
 
-class From(Sampler):
-    """The numbers of micro-batches from a start to an end."""
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end = start, end
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.end))
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-
 def run_batches(
     settings: dict[str, Any],
     index: ShardIndex,
@@ -161,7 +148,7 @@ def batches(
     loader: DataLoader = DataLoader(
         data,
         batch_size=None,
-        sampler=From(start * data.accumulate, end * data.accumulate),
+        sampler=range(start * data.accumulate, end * data.accumulate),
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=quiet_worker,

@@ -230,10 +230,16 @@ def test_a_configuration_that_timm_wrote_is_read_and_its_classifier_left_out():
 def test_settings_are_checked_and_written_back():
     full = backbones.resolve({"name": "vit_mini", "split": 0.8})
     assert full == {
-        "name": "vit_mini", "split": 0.8, "rounding": "floor", "pretrained": False,
-        "drop_path": 0.0, "freeze_patch_embed": False, "positions": "learned",
-        "cls_after": None, "args": {},
-    }  # fmt: skip
+        "name": "vit_mini",
+        "split": 0.8,
+        "rounding": "floor",
+        "pretrained": False,
+        "drop_path": 0.0,
+        "freeze_patch_embed": False,
+        "positions": "learned",
+        "cls_after": None,
+        "args": {},
+    }
     assert backbones.resolve(full) == full
 
 

@@ -104,9 +104,15 @@ def test_the_tensors_are_those_of_timms_network_but_for_the_positions(encoder):
 def test_when_it_joins_before_the_first_block_it_is_timms_network_without_its_position():
     ours = made(0)
     theirs = timm.create_model(
-        "vit_tiny_patch16_224", no_embed_class=True, num_classes=0, img_size=32, patch_size=4,
-        embed_dim=96, depth=4, num_heads=3,
-    ).eval()  # fmt: skip
+        "vit_tiny_patch16_224",
+        no_embed_class=True,
+        num_classes=0,
+        img_size=32,
+        patch_size=4,
+        embed_dim=96,
+        depth=4,
+        num_heads=3,
+    ).eval()
     theirs.load_state_dict(ours.trunk.state_dict())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(x).pooled, theirs(x))

@@ -30,9 +30,11 @@ def official(depths, dims, classes):
     shapes = {
         "patch_embed.0.weight": (dims[0] // 2, 3, 3, 3),
         "patch_embed.5.weight": (dims[0], dims[0] // 2, 3, 3),
-        **both("patch_embed.2", dims[0] // 2), **both("patch_embed.7", dims[0]),
-        "patch_embed.0.bias": (dims[0] // 2,), "patch_embed.5.bias": (dims[0],),
-    }  # fmt: skip
+        **both("patch_embed.2", dims[0] // 2),
+        **both("patch_embed.7", dims[0]),
+        "patch_embed.0.bias": (dims[0] // 2,),
+        "patch_embed.5.bias": (dims[0],),
+    }
     for s, (depth, d) in enumerate(zip(depths, dims, strict=True)):
         rank = -(-d // 16)
         for b in range(depth):

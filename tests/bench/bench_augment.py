@@ -57,10 +57,12 @@ def main() -> None:
     photos, small = jpegs(given.folder, given.images), pngs(8 * given.images)
     whole = "all on the CPU, encoded in, normalized floats out"
     pipelines(f"BAug 2x224+8x96, {whole}", FULL, photos, given.rounds, {"C": "4", "torch": "2.5"})
-    pipelines(f"CAug+ 2x224+8x96, {whole}", FULL | PLUS, photos, given.rounds,
-              {"C": "10", "torch": "-"})  # fmt: skip
-    pipelines(f"BAug 2x32+4x16 of 32 px, {whole}", MINI, small, given.rounds,
-              {"C": "-", "torch": "-"})  # fmt: skip
+    pipelines(
+        f"CAug+ 2x224+8x96, {whole}", FULL | PLUS, photos, given.rounds, {"C": "10", "torch": "-"}
+    )
+    pipelines(
+        f"BAug 2x32+4x16 of 32 px, {whole}", MINI, small, given.rounds, {"C": "-", "torch": "-"}
+    )
     elastic_alone(given.rounds)
 
 
@@ -184,15 +186,22 @@ def rates(work: dict[str, Callable[[], object]], count: int, rounds: int) -> dic
 
 
 def row(
-    what: str, peer: str, rate: dict[str, float], held: dict[str, float], key: str, unit: str,
+    what: str,
+    peer: str,
+    rate: dict[str, float],
+    held: dict[str, float],
+    key: str,
+    unit: str,
     aim: str,
-) -> None:  # fmt: skip
+) -> None:
     if key not in rate:
         print(f"skip | {what} | the extension was not built")
         return
     ratio = rate[key] / rate["peer"]
-    print(f"row | {what} | {peer} | {rate[key]:.1f} | {rate['peer']:.1f} | {unit} | {ratio:.1f}"
-          f" | {aim} | {held[key]:.0f} / {held['peer']:.0f} MiB")  # fmt: skip
+    print(
+        f"row | {what} | {peer} | {rate[key]:.1f} | {rate['peer']:.1f} | {unit} | {ratio:.1f}"
+        f" | {aim} | {held[key]:.0f} / {held['peer']:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

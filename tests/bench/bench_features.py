@@ -161,9 +161,14 @@ def main() -> None:
     rows = [
         ("JPEG to 224 px uint8, normalized on the device", "ours", "Pillow", "2.5", size),
         ("JPEG to 224 px normalized floats, all on the CPU", "ours normalized", "Pillow", "-", 0),
-        ("the same uint8 through 2 workers, wall time", "ours, 2 workers", "Pillow, 2 workers",
-         "2.5", size),
-    ]  # fmt: skip
+        (
+            "the same uint8 through 2 workers, wall time",
+            "ours, 2 workers",
+            "Pillow, 2 workers",
+            "2.5",
+            size,
+        ),
+    ]
     for quantity, ours, theirs, aim, memory in rows:
         a, b = rate[ours], rate[theirs]
         taken = f"{memory or 4 * size:.2f} / {4 * size:.2f} MiB a picture"

@@ -99,9 +99,15 @@ class Samples:
         out.mkdir()
         source = sources_folder.folder(self.links, None, ".", None)
         jobs = packing.plan(
-            source, out, seed=0, samples_per_shard=1000, megabytes_per_shard=500, verify=False,
-            min_side=8, crop=224,
-        )  # fmt: skip
+            source,
+            out,
+            seed=0,
+            samples_per_shard=1000,
+            megabytes_per_shard=500,
+            verify=False,
+            min_side=8,
+            crop=224,
+        )
         written = write_all(jobs, 1, lambda n: None)
         return {"files": finish(out, written, source.classes)}
 
@@ -127,9 +133,7 @@ def loading(samples: Samples, rounds: int) -> None:
     files = sorted(samples.links.rglob("*.jpg"))
     index = open_split(samples.document, "train")
     plan = augment.plan(FULL)
-    data = loader.StepBatches(
-        index, plan, seed=0, batch=BATCH, ranks=1, rank=0, accumulate=1
-    )  # fmt: skip
+    data = loader.StepBatches(index, plan, seed=0, batch=BATCH, ranks=1, rank=0, accumulate=1)
     steps = len(files) // BATCH
     contenders: dict[str, Callable[[], Iterator[Any]]] = {
         "theirs": lambda: iter(
@@ -158,9 +162,14 @@ def loading(samples: Samples, rounds: int) -> None:
             f" a worker: {own:.0f} MiB its own, {resident:.0f} MiB resident"
         )
     row(
-        "2×224 + 8×96 from JPEG, 2 workers", f"DINO's multi-crop, torchvision {_v('torchvision')}"
-        f" on Pillow {_v('pillow')}", ours, theirs, "images/s", 6, f"{mine:.0f} / {its:.0f} MiB"
-    )  # fmt: skip
+        "2×224 + 8×96 from JPEG, 2 workers",
+        f"DINO's multi-crop, torchvision {_v('torchvision')} on Pillow {_v('pillow')}",
+        ours,
+        theirs,
+        "images/s",
+        6,
+        f"{mine:.0f} / {its:.0f} MiB",
+    )
 
 
 def drain(batches: Iterator[Any]) -> tuple[float, tuple[float, float]]:

@@ -129,9 +129,15 @@ def published(*inputs: Tensor) -> Tensor:
 
 
 def looped(
-    taken: Callable[[Tensor, Tensor], Any], x: Tensor, delta: Tensor, bias: Tensor, A: Tensor,
-    B: Tensor, C: Tensor, D: Tensor,
-) -> Tensor:  # fmt: skip
+    taken: Callable[[Tensor, Tensor], Any],
+    x: Tensor,
+    delta: Tensor,
+    bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+) -> Tensor:
     """Four flattened copies, a loop over positions, and their outputs put back and added."""
 
     def scanned(a: Tensor, u: Tensor) -> Tensor:
@@ -145,9 +151,15 @@ def looped(
 
 
 def around(
-    scanned: Callable[[Tensor, Tensor], Tensor], x: Tensor, delta: Tensor, bias: Tensor, A: Tensor,
-    B: Tensor, C: Tensor, D: Tensor,
-) -> Tensor:  # fmt: skip
+    scanned: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    delta: Tensor,
+    bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+) -> Tensor:
     """A scan with a way to get the states b 4 d L of s_t = a_t s_{t-1} + u_t, in float32."""
     inputs = flattened(x.unsqueeze(1).expand(-1, 4, -1, -1, -1)).float()
     steps = F.softplus(flattened(delta).float() + bias.unsqueeze(-1))

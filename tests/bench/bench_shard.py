@@ -78,14 +78,20 @@ def compare(folder: Path, base: Path, count: int, rounds: int, workers: int) -> 
             cpu[name].append((sum(os.times()[:4]) - before) / count)
     held = {
         name: peak(lambda pack=pack: pack(empty(base / "out")))
-        for name, pack in contenders.items() if name != "tar"
-    }  # fmt: skip
+        for name, pack in contenders.items()
+        if name != "tar"
+    }
     rate = {name: 1 / statistics.median(found) for name, found in wall.items()}
     for name, value in rate.items():
         spent = statistics.median(cpu[name]) * 1e6
         print(f"packing  {name:5} {value:8.0f} files/s, {spent:.0f} µs of CPU a file")
-    row(f"webdataset {version('webdataset')} ShardWriter", rate["ours"], rate["wds"], 2.5,
-        f"{held['ours']:.0f} / {held['wds']:.0f} MiB")  # fmt: skip
+    row(
+        f"webdataset {version('webdataset')} ShardWriter",
+        rate["ours"],
+        rate["wds"],
+        2.5,
+        f"{held['ours']:.0f} / {held['wds']:.0f} MiB",
+    )
     row(tar_version(), rate["ours"], rate["tar"], 1, f"{held['ours']:.0f} / - MiB")
 
 
@@ -119,9 +125,15 @@ def with_us(folder: Path, out: Path, workers: int) -> None:
     """List, plan, write, sync and rename, as the stage does."""
     source = sources_folder.folder(folder, None, ".", None)
     jobs = packing.plan(
-        source, out, seed=0, samples_per_shard=1000, megabytes_per_shard=500, verify=False,
-        min_side=8, crop=224,
-    )  # fmt: skip
+        source,
+        out,
+        seed=0,
+        samples_per_shard=1000,
+        megabytes_per_shard=500,
+        verify=False,
+        min_side=8,
+        crop=224,
+    )
     written = write_all(jobs, workers, lambda n: None)
     finish(out, written, source.classes)
 

@@ -60,10 +60,18 @@ def root(tmp_path):
 
 def settings(root, **given):
     return {
-        "data": str(root), "annotations": "Annotations", "sequences": None, "limit": None,
-        "size": 64, "device": "cpu", "encoder": "random", "encoder_seed": 0, "keep_gb": 2.0,
-        "workers": 1, **given,
-    }  # fmt: skip
+        "data": str(root),
+        "annotations": "Annotations",
+        "sequences": None,
+        "limit": None,
+        "size": 64,
+        "device": "cpu",
+        "encoder": "random",
+        "encoder_seed": 0,
+        "keep_gb": 2.0,
+        "workers": 1,
+        **given,
+    }
 
 
 def source(root, out, **given):
@@ -108,9 +116,14 @@ def test_a_frame_is_resized_as_the_protocols_code_does_it():
 
 def test_masks_scores_and_baselines_of_a_data_set(root, tmp_path):
     found = ask(
-        transfer.PROGRAM, "video", f"data={root}", "encoder=random:vit_mini", "size=64",
-        "random=true", out=tmp_path / "out",
-    )  # fmt: skip
+        transfer.PROGRAM,
+        "video",
+        f"data={root}",
+        "encoder=random:vit_mini",
+        "size=64",
+        "random=true",
+        out=tmp_path / "out",
+    )
     scores = {key.removeprefix("transfer/video/"): v for key, v in found["scores"].items()}
     facts = found["history"][-1]
     assert (facts["sequences"], facts["objects"], facts["frames"]) == (2, 3, 8)

@@ -20,10 +20,21 @@ from equitools.manifest import files
 
 COUNTS = {"train/a": 12, "train/b": 6, "train/c": 3, "val/a": 4, "val/b": 4, "val/c": 4}
 SETTINGS = {
-    "encoder": "pixels", "size": 8, "limit": None, "extract_batch_size": 5, "device": "cpu",
-    "workers": 0, "parts": ["all"], "split": "official", "layers": "auto", "crop_pct": None,
-    "interpolation": "bicubic", "fraction": None, "list": None, "draw": 0,
-}  # fmt: skip
+    "encoder": "pixels",
+    "size": 8,
+    "limit": None,
+    "extract_batch_size": 5,
+    "device": "cpu",
+    "workers": 0,
+    "parts": ["all"],
+    "split": "official",
+    "layers": "auto",
+    "crop_pct": None,
+    "interpolation": "bicubic",
+    "fraction": None,
+    "list": None,
+    "draw": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +173,9 @@ def test_equi_transfer_classifies_a_folder_three_ways(folder, tmp_path):
     words[1] = f"data={tmp_path / 'linear' / 'shards'}"
     fast = ["epochs=1", "seeds=0,1"]
     sgd = ask(PROGRAM, *words, "linear", "head=sgd", *fast, "lrs=0.1", out=tmp_path / "sgd")
-    assert {f"transfer/linear/all/{key}" for key in ("mean/macro", "sd/top1", "seed1/best/top1")} \
-        <= sgd["scores"].keys()  # fmt: skip
+    assert {
+        f"transfer/linear/all/{key}" for key in ("mean/macro", "sd/top1", "seed1/best/top1")
+    } <= sgd["scores"].keys()
     semi = ask(PROGRAM, *words, "semi", "fraction=0.5", *fast, out=tmp_path / "semi")
     assert semi["history"][-1]["train_samples"] == 6 + 3 + 2
     assert "transfer/semi/all/mean/top1" in semi["scores"]

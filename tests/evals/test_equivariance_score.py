@@ -224,8 +224,16 @@ def chain(tmp_path_factory):
 
 def test_the_stage_scores_every_block_and_needs_no_probe(chain, tmp_path):
     found = ask(PROGRAM, chain, "equivariance", "workers=0", "limit=20", out=tmp_path)
-    names = {"score", "moved", "centered", "shuffled", "constant", "variance", "random",
-             "random_centered"}  # fmt: skip
+    names = {
+        "score",
+        "moved",
+        "centered",
+        "shuffled",
+        "constant",
+        "variance",
+        "random",
+        "random_centered",
+    }
     for group in ("rotation", "flip", "scale"):
         for layer in (1, 2, 3, 4):
             at = f"perturb/equivariance/{group}/layer{layer}"
@@ -247,9 +255,14 @@ def test_the_stage_scores_every_block_and_needs_no_probe(chain, tmp_path):
     assert said["images"] == 20
     assert "encoder" in found["files"]
     again = ask(
-        PROGRAM, chain, "equivariance", "workers=0", "limit=20", "extract_batch_size=7",
+        PROGRAM,
+        chain,
+        "equivariance",
+        "workers=0",
+        "limit=20",
+        "extract_batch_size=7",
         out=tmp_path / "again",
-    )  # fmt: skip
+    )
     assert again["scores"] == found["scores"]
 
 

@@ -41,10 +41,16 @@ def batches(size=4):
 
 def fit(net, recipe, seen=None, size=4, resume=None, train=None):
     return finetuning.fit(
-        net, train or (lambda epoch: iter(batches(size))), lambda: iter(batches(5)), recipe,
-        steps=finetuning.steps_of(COUNT, size), batch_size=size, seed=3,
-        progress=None if seen is None else seen.append, resume=resume,
-    )  # fmt: skip
+        net,
+        train or (lambda epoch: iter(batches(size))),
+        lambda: iter(batches(5)),
+        recipe,
+        steps=finetuning.steps_of(COUNT, size),
+        batch_size=size,
+        seed=3,
+        progress=None if seen is None else seen.append,
+        resume=resume,
+    )
 
 
 def test_the_papers_recipe_is_plain_sgd_on_everything(encoder):

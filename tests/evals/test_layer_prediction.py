@@ -138,8 +138,13 @@ def test_impossible_knobs_are_refused(knob):
 
 def test_the_stage_reads_five_layers_of_both_splits(tmp_path):
     chain = make_chain(tmp_path)
-    words = ["layers", "workers=0", "tests.layers.epochs=2", "tests.layers.seeds=0,1",
-             "tests.layers.hidden=16"]  # fmt: skip
+    words = [
+        "layers",
+        "workers=0",
+        "tests.layers.epochs=2",
+        "tests.layers.seeds=0,1",
+        "tests.layers.hidden=16",
+    ]
     found = ask(PROGRAM, chain, *words, out=tmp_path / "layers")
     for task, chance in (("rotation", 25), ("flip", 50)):
         for layer in (1, 2, 3, 4):

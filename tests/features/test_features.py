@@ -164,9 +164,20 @@ def by_pillow(image, transform):
 @pytest.mark.parametrize(("size", "resize"), [(224, 256), (96, 96), (33, 47)])
 @pytest.mark.parametrize(
     "shape",
-    [(375, 500), (333, 250), (256, 256), (1, 1), (3, 2), (17, 31), (641, 480), (100, 790),
-     (12, 400), (900, 31), (1, 300)],
-)  # fmt: skip
+    [
+        (375, 500),
+        (333, 250),
+        (256, 256),
+        (1, 1),
+        (3, 2),
+        (17, 31),
+        (641, 480),
+        (100, 790),
+        (12, 400),
+        (900, 31),
+        (1, 300),
+    ],
+)
 def test_the_crop_is_pillows_resize_and_center_crop(shape, size, resize, interpolation):
     transform = Transform(size, resize, interpolation, (0.5,) * 3, (0.5,) * 3)
     image = picture(*shape)

@@ -35,8 +35,10 @@ def test_a_mapping_whose_name_changes_keeps_no_knob_of_the_first():
         "objective": {"name": "simsiam"}
     }
     assert manifest.fold(base, {"objective": {"name": "dino", "momentum": 1}})["objective"] == {
-        "name": "dino", "out_dim": 4, "momentum": 1,
-    }  # fmt: skip
+        "name": "dino",
+        "out_dim": 4,
+        "momentum": 1,
+    }
     assert manifest.fold({"o": {"lr": 1}}, {"o": {"name": "sgd"}}) == {
         "o": {"lr": 1, "name": "sgd"}
     }

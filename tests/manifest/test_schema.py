@@ -34,9 +34,17 @@ class SimCLR:
 
 
 DEFAULTS = {
-    "temperature": 0.1, "layers": 3, "norm": True, "kind": "a", "size": None, "duration": 10,
-    "parts": ["all"], "betas": [0.9, 0.999], "args": None, "label": "x",
-}  # fmt: skip
+    "temperature": 0.1,
+    "layers": 3,
+    "norm": True,
+    "kind": "a",
+    "size": None,
+    "duration": 10,
+    "parts": ["all"],
+    "betas": [0.9, 0.999],
+    "args": None,
+    "label": "x",
+}
 
 
 def test_every_default_is_written_back():

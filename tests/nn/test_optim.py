@@ -45,8 +45,9 @@ def test_decay_of_biases_is_a_knob():
 
 def test_weight_decay_follows_half_a_cosine():
     settings = optim.optimizer_settings(weight_decay=0.04, weight_decay_end=0.4)
-    optimizer = optim.create(settings, optim.parameter_groups(
-        nn.Linear(2, 2).named_parameters(), decay_bias=False))  # fmt: skip
+    optimizer = optim.create(
+        settings, optim.parameter_groups(nn.Linear(2, 2).named_parameters(), decay_bias=False)
+    )
     optim.set_rates(optimizer, settings, batch_size=256, done=0.25, warmup=0.0)
     expected = 0.4 + (0.04 - 0.4) * 0.5 * (1 + math.cos(math.pi / 4))
     assert max(g["weight_decay"] for g in optimizer.param_groups) == pytest.approx(expected)

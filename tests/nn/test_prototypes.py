@@ -47,11 +47,13 @@ def naive(codes, layer, pairs):
     """The definition: one similarity after the other."""
     target = pairs.target
     targets = ((target.layer(target.codes) - target.center) / target.temperature).softmax(-1)
-    return torch.stack([
-        SIMILARITY[pairs.kind](targets[i], layer(codes[v]) / pairs.temperature).mean()
-        for v, partners in enumerate(pairs.partners)
-        for i in partners
-    ]).mean()  # fmt: skip
+    return torch.stack(
+        [
+            SIMILARITY[pairs.kind](targets[i], layer(codes[v]) / pairs.temperature).mean()
+            for v, partners in enumerate(pairs.partners)
+            for i in partners
+        ]
+    ).mean()
 
 
 def gradients(value, codes, layer):

@@ -18,23 +18,39 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BELOW = ("core", "manifest", "nn", "augment", "data", "backbones")
 LAW = {
     "core": (),
-    "manifest": ("core",), "nn": ("core",),
-    "augment": ("core", "manifest"), "data": ("core", "manifest"),
+    "manifest": ("core",),
+    "nn": ("core",),
+    "augment": ("core", "manifest"),
+    "data": ("core", "manifest"),
     "backbones": ("core", "manifest", "nn"),
-    "objectives": ("core", "nn"), "equivariance": ("core", "nn", "augment"), "features": BELOW,
-    "training": (*BELOW, "features", "objectives", "equivariance"), "evals": (*BELOW, "features"),
+    "objectives": ("core", "nn"),
+    "equivariance": ("core", "nn", "augment"),
+    "features": BELOW,
+    "training": (*BELOW, "features", "objectives", "equivariance"),
+    "evals": (*BELOW, "features"),
     "report": (*BELOW, "features", "evals", "training"),
-}  # fmt: skip
+}
 # Inside a room: folders and files from low to high; the stranger files of a rank know no other.
 RANKS = {
     "nn": (("*",), ("losses",)),
-    "augment": (("geometry", "grid", "normalize", "rng", "color", "checks",
-                 "operation"), ("native",), ("operations",),
-                ("engines",), ("views",), ("corruptions",), ("",)),
+    "augment": (
+        ("geometry", "grid", "normalize", "rng", "color", "checks", "operation"),
+        ("native",),
+        ("operations",),
+        ("engines",),
+        ("views",),
+        ("corruptions",),
+        ("",),
+    ),
     "data": (("images", "workers", "cache"), ("sources",), ("shards",)),
-    "evals": (("run",), ("classifiers",), ("classification", "segmentation", "equivariance",
-              "embedding"), ("robustness",), ("",)),
-}  # fmt: skip
+    "evals": (
+        ("run",),
+        ("classifiers",),
+        ("classification", "segmentation", "equivariance", "embedding"),
+        ("robustness",),
+        ("",),
+    ),
+}
 STRANGERS = ("objectives", "equivariance", "augment.operations", "stages")
 # Readers of sources: strangers but for what all of them are made of.
 SOURCES = {"source", ""}
@@ -187,10 +203,22 @@ def test_the_top_folder_holds_what_the_design_says():
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignored)
     }
     assert names <= {
-        ".ci", ".git", ".github", ".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE",
+        ".ci",
+        ".git",
+        ".github",
+        ".gitignore",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
         "SECURITY.md",
-        "Makefile", "README.md", "docs", "equitools", "manifests", "pyproject.toml", "stages",
+        "Makefile",
+        "README.md",
+        "docs",
+        "equitools",
+        "manifests",
+        "pyproject.toml",
+        "stages",
         "tests",
-    }  # fmt: skip
+    }
     rooms = {p.name for p in (ROOT / "equitools").iterdir() if p.name != "__pycache__"}
     assert rooms == {*LAW, "__init__.py", "py.typed"}

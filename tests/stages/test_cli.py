@@ -59,9 +59,14 @@ def test_a_finished_stage_whose_files_are_gone_works_again(tmp_path):
 def test_a_killed_stage_leaves_no_manifest(tmp_path, number, code):
     # A suite that runs in the background has SIGINT ignored, and children inherit that.
     process = subprocess.Popen(
-        [*TOY, "sleep=60", "-o", "out"], stdin=-1, stdout=-1, stderr=-1, text=True, cwd=tmp_path,
+        [*TOY, "sleep=60", "-o", "out"],
+        stdin=-1,
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     process.stdin.write(GIVEN)
     process.stdin.close()
     while "working" not in process.stderr.readline():
@@ -96,9 +101,13 @@ def test_a_folder_below_a_file_is_refused_before_stdin_is_read(tmp_path):
     (tmp_path / "file").write_text("")
     reader, writer = os.pipe()
     result = subprocess.run(
-        [*TOY, "-o", "file/out"], stdin=reader, capture_output=True, text=True, cwd=tmp_path,
+        [*TOY, "-o", "file/out"],
+        stdin=reader,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         timeout=30,
-    )  # fmt: skip
+    )
     os.close(reader)
     os.close(writer)
     assert result.returncode == 1

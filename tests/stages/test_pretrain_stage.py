@@ -164,10 +164,15 @@ def test_sigterm_in_the_last_step_lets_the_run_finish(unbroken, shards, tmp_path
 def test_a_collapse_that_one_of_two_processes_sees_stops_both(shards, tmp_path):
     words = [shards, *MINI, "steps=12", "device=cpu", "workers=0", "on_collapse=stop", "-o", "run"]
     members = [
-        forked.stage("pretrain", *words, cwd=tmp_path, prepare=(see_a_collapse, "1"),
-                     environment=ENVIRONMENT | place)
+        forked.stage(
+            "pretrain",
+            *words,
+            cwd=tmp_path,
+            prepare=(see_a_collapse, "1"),
+            environment=ENVIRONMENT | place,
+        )
         for place in forked.places()
-    ]  # fmt: skip
+    ]
     try:
         done = [process.done() for process in members]
     finally:
@@ -224,8 +229,9 @@ def metrics(folder):
 
 def test_a_loss_that_is_not_finite_stops_with_4_and_names_the_term(shards, tmp_path):
     words = [shards, *MINI, "steps=24", "checkpoint_every=1", "optimizer.lr=1e30"]
-    found = pretrain(*words, "optimizer.clip=0", "schedule.warmup_epochs=0", "-o", "run",
-                     cwd=tmp_path)  # fmt: skip
+    found = pretrain(
+        *words, "optimizer.clip=0", "schedule.warmup_epochs=0", "-o", "run", cwd=tmp_path
+    )
     assert found.returncode == 4
     assert "is not finite; the state of step" in found.stderr
     assert "dino" in found.stderr

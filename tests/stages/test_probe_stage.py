@@ -35,8 +35,21 @@ def test_nearest_neighbors_of_every_part(chain, tmp_path):
     record = found["history"][-1]
     assert record["stage"] == "probe"
     assert record["from"] == [found["history"][-2]["id"]]
-    stated = {"encoder", "weights", "features", "slicing", "transform", "metric", "selection",
-              "test_samples", "data", "seconds", "device", "torch", "version"}  # fmt: skip
+    stated = {
+        "encoder",
+        "weights",
+        "features",
+        "slicing",
+        "transform",
+        "metric",
+        "selection",
+        "test_samples",
+        "data",
+        "seconds",
+        "device",
+        "torch",
+        "version",
+    }
     assert stated <= record.keys()
     assert "bicubic" in record["transform"]
 

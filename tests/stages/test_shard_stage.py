@@ -24,17 +24,26 @@ from equitools.data.sources.source import Source
 from equitools.manifest import strict_yaml
 
 SETTINGS: dict[str, Any] = {
-    "train_split": None, "val_split": None, "classes": None, "list": None, "fraction": 1.0,
-    "holdout": 0.0, "seed": 0,
-}  # fmt: skip
+    "train_split": None,
+    "val_split": None,
+    "classes": None,
+    "list": None,
+    "fraction": 1.0,
+    "holdout": 0.0,
+    "seed": 0,
+}
 
 
 def shard(*words: object, cwd: Path | None = None, code: int = 0) -> tuple[dict[str, Any], str]:
     """The manifest on stdout and what stderr says."""
     done = subprocess.run(
         [sys.executable, "-m", "equitools.stages.shard", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     if code:
         assert not done.stdout
@@ -111,9 +120,18 @@ def test_verification_names_counts_and_drops_by_the_rule(folder: Path, tmp_path:
     (cats / ".DS_Store").write_text("hidden")
     document, said = shard(folder, "-o", tmp_path / "sh")
     assert document["shard"]["report"] == {
-        "kept": 36, "dropped": 3, "ignored": 1, "corrupt": 1, "truncated": 1, "tiny": 1, "cmyk": 1,
-        "grayscale": 1, "exif_rotated": 1, "duplicate": 1, "below_crop": 37,
-    }  # fmt: skip
+        "kept": 36,
+        "dropped": 3,
+        "ignored": 1,
+        "corrupt": 1,
+        "truncated": 1,
+        "tiny": 1,
+        "cmyk": 1,
+        "grayscale": 1,
+        "exif_rotated": 1,
+        "duplicate": 1,
+        "below_crop": 37,
+    }
     assert "1 corrupt (dropped): cat/corrupt.jpg" in said
     assert "1 exif_rotated (kept): cat/turned.jpg" in said
     lines = (tmp_path / "sh" / "report.tsv").read_text().splitlines()
@@ -153,8 +171,11 @@ def test_tars_of_others_are_described_and_not_copied(folder: Path, tmp_path: Pat
 def test_plan_says_what_would_be_packed_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "equitools.stages.shard", str(folder), "--plan"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "train    30 images" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
 
@@ -191,8 +212,11 @@ def test_tars_that_nobody_describes_are_not_overwritten(folder: Path, tmp_path: 
 def test_a_full_disk_leaves_nothing_half_written(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         f"ulimit -f 8; exec {sys.executable} -m equitools.stages.shard {folder} -o {tmp_path}/sh",
-        shell=True, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot write to" in done.stderr
     assert not list((tmp_path / "sh").glob("**/*.tar"))

@@ -29,9 +29,12 @@ def test_stdout_is_one_manifest_whatever_else_is_printed(tmp_path):
 
 def test_a_forked_worker_does_not_hold_the_pipe(tmp_path):
     process = subprocess.Popen(
-        [*TOY, "orphan=30"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, cwd=tmp_path,
-    )  # fmt: skip
+        [*TOY, "orphan=30"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     started = time.monotonic()
     assert manifest.load(process.communicate(GIVEN.encode(), timeout=20)[0].decode(), "stdout")
     assert time.monotonic() - started < 20
@@ -41,9 +44,14 @@ def test_a_reader_that_has_gone_is_a_failure_and_the_folder_keeps_the_manifest(t
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(
-        [*TOY, "-o", "out"], input=GIVEN, stdout=writer, stderr=subprocess.PIPE, text=True,
-        cwd=tmp_path, timeout=60,
-    )  # fmt: skip
+        [*TOY, "-o", "out"],
+        input=GIVEN,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
     os.close(writer)
     assert result.returncode == 1
     assert "nobody reads stdout" in result.stderr
@@ -218,10 +226,17 @@ def launch(tmp_path, *words, given):
         port = probe.getsockname()[1]
     base = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
-        subprocess.Popen([*TOY, *words, "-o", f"out{rank}"], stdin=-1, stdout=-1, stderr=-1,
-                         text=True, cwd=tmp_path, env=base | {"RANK": str(rank)})
+        subprocess.Popen(
+            [*TOY, *words, "-o", f"out{rank}"],
+            stdin=-1,
+            stdout=-1,
+            stderr=-1,
+            text=True,
+            cwd=tmp_path,
+            env=base | {"RANK": str(rank)},
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     said = [ranks[0].communicate(given, timeout=100), ranks[1].communicate("junk", timeout=100)]
     return [process.returncode for process in ranks], said
 
@@ -244,9 +259,12 @@ def test_what_rank_0_cannot_read_ends_all_ranks_with_one_line(tmp_path):
 
 def test_slurm_says_the_same_as_torchrun():
     environment = {
-        "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
-        "SLURM_STEP_NODELIST": "gpu[03-04,7],x", "SLURM_JOB_ID": "41",
-    }  # fmt: skip
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "gpu[03-04,7],x",
+        "SLURM_JOB_ID": "41",
+    }
     processes.adopt_slurm(environment)
     assert (environment["RANK"], environment["LOCAL_RANK"]) == ("5", "1")
     assert (environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("8", "gpu03")

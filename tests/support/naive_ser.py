@@ -24,8 +24,12 @@ def naive(term, step, negatives):
             moved.append(cells[0].permute(1, 2, 0))
         q, k = (F.normalize(x, dim=-1).flatten(1, 2) for x in (maps[target], torch.stack(moved)))
         for i, j in itertools.product(*map(range, q.shape[:2])):
-            rest = [x[o] for x in ((k, q) if negatives == "both" else (k,)) for o in range(len(q))
-                    if o != i]  # fmt: skip
+            rest = [
+                x[o]
+                for x in ((k, q) if negatives == "both" else (k,))
+                for o in range(len(q))
+                if o != i
+            ]
             logits = torch.cat([k[i, j][None], *rest]) @ q[i, j] / term.temperature
             losses.append(logits.logsumexp(0) - logits[0])
         means.append(torch.stack(losses).mean())

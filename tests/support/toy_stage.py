@@ -105,9 +105,15 @@ def twice():
 
 main = command(
     Program(
-        name="probe", section="probe", reads=("checkpoint", "scores"), folders=("objective",),
-        run=run, help="A toy.", verbs=("embed",), menus={"moves": menu},
+        name="probe",
+        section="probe",
+        reads=("checkpoint", "scores"),
+        folders=("objective",),
+        run=run,
+        help="A toy.",
+        verbs=("embed",),
+        menus={"moves": menu},
     )
-)  # fmt: skip
+)
 if __name__ == "__main__":
     main()

@@ -102,9 +102,13 @@ def _reordered(portion, order):
 
 
 WIDTHS = {
-    "out_dim": 48, "hidden_dim": 32, "bottleneck_dim": 24, "dim": 24, "hidden": 8,
+    "out_dim": 48,
+    "hidden_dim": 32,
+    "bottleneck_dim": 24,
+    "dim": 24,
+    "hidden": 8,
     "queue_size": 3 * BATCH,
-}  # fmt: skip
+}
 
 
 def small(name, width=SPLIT, **knobs):

@@ -40,10 +40,14 @@ def test_a_layer_has_the_numbers_of_its_paper(name):
     full = recipe.resolve(fold(name, "resnet50"))
     found = full["optimizer"]
     assert (
-        found["lr"], found["weight_decay"], full["batch_size"], found["name"],
-        full["views"]["global"]["crop"][0], full["objective"].get("temperature"),
+        found["lr"],
+        found["weight_decay"],
+        full["batch_size"],
+        found["name"],
+        full["views"]["global"]["crop"][0],
+        full["objective"].get("temperature"),
         full["objective"]["out_dim"],
-    ) == PAPERS[name]  # fmt: skip
+    ) == PAPERS[name]
     assert full["views"]["global"]["count"] == 2
     assert full["views"]["global"]["size"] == 224
     assert "local" not in full["views"]
@@ -55,8 +59,12 @@ def test_the_asymmetric_pictures_of_byol_are_those_of_barlow_and_mocov3():
         views = recipe.resolve(fold(name, "resnet50"))["views"]["global"]
         assert (views["blur"], views["solarize"]) == ([1.0, 0.1], [0.0, 0.2])
         assert views["jitter"] == {
-            "p": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
-        }  # fmt: skip
+            "p": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,
+        }
 
 
 @pytest.mark.parametrize("mini", ["vit-mini", "resnet-mini"])

@@ -60,9 +60,15 @@ def index(tmp_path: Path) -> ShardIndex:
     source = folder(tmp_path / "set", None, ".", None)
     (tmp_path / "out").mkdir()
     jobs = packing.plan(
-        source, tmp_path / "out", seed=0, samples_per_shard=8, megabytes_per_shard=500,
-        verify=False, min_side=1, crop=1,
-    )  # fmt: skip
+        source,
+        tmp_path / "out",
+        seed=0,
+        samples_per_shard=8,
+        megabytes_per_shard=500,
+        verify=False,
+        min_side=1,
+        crop=1,
+    )
     written = write_all(jobs, 1, lambda n: None)
     return open_split({"files": finish(tmp_path / "out", written, None)}, "train")
 

@@ -22,10 +22,14 @@ def folded(*words):
 @pytest.mark.parametrize(
     ("backbone", "layer", "patch", "cls_after"),
     [
-        ("vit-small", 3, 16, 3), ("vit-mini", 1, 4, 1), ("resnet50", 3, 8, None),
-        ("resnet-mini", 2, 4, None), ("vmamba-tiny", 2, 8, None), ("vmamba-mini", 1, 4, None),
+        ("vit-small", 3, 16, 3),
+        ("vit-mini", 1, 4, 1),
+        ("resnet50", 3, 8, None),
+        ("resnet-mini", 2, 4, None),
+        ("vmamba-tiny", 2, 8, None),
+        ("vmamba-mini", 1, 4, None),
     ],
-)  # fmt: skip
+)
 def test_one_word_suits_every_backbone_in_any_order(backbone, layer, patch, cls_after):
     orders = [folded(*words) for words in itertools.permutations(["dino", "ser", backbone])]
     assert all(one == orders[0] for one in orders)

@@ -102,14 +102,9 @@ class Labeled:
         if absent:
             names: Sequence[object] = self.splits["train"].classes or range(self.classes)
             first = ", ".join(str(names[label]) for label in absent[:3])
-            log.warning(
-                "%d of %d classes have no training picture (%s%s); their test pictures count as"
-                " wrong",
-                len(absent),
-                self.classes,
-                first,
-                " …" if len(absent) > 3 else "",
-            )
+            named = f"{first}{' …' if len(absent) > 3 else ''}"
+            what = f"{len(absent)} of {self.classes} classes have no training picture ({named})"
+            log.warning("%s; their test pictures count as wrong", what)
         tested = torch.bincount(self.labels("val"), minlength=self.classes)
         self.notes["classes_without_test"] = int((tested == 0).sum())
 

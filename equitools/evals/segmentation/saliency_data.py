@@ -27,14 +27,9 @@ from equitools.features.keys import LEAST, Keys, Shown, refuse, side_of_patch
 from equitools.manifest.files import digest_file
 
 # Folders of pictures and of masks, in the order in which they are looked for.
-LAYOUTS = (
-    ("img", "gt"),
-    ("images", "masks"),
-    ("images", "ground_truth_mask"),
-    ("DUTS-TE-Image", "DUTS-TE-Mask"),
-    ("DUTS-TR-Image", "DUTS-TR-Mask"),
-    ("DUT-OMRON-image", "pixelwiseGT-new-PNG"),
-)
+LAYOUTS = [("img", "gt"), ("images", "masks"), ("images", "ground_truth_mask")]
+LAYOUTS += [(f"DUTS-{split}-Image", f"DUTS-{split}-Mask") for split in ("TE", "TR")]
+LAYOUTS += [("DUT-OMRON-image", "pixelwiseGT-new-PNG")]
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 
 Files = dict[str, tuple[Path, Path]]  # name: picture and mask

@@ -40,17 +40,8 @@ def overlap(
 ) -> tuple[Tensor, Tensor]:
     """Σ target · p with p = softmax(s); unit: with p made a vector of length 1."""
     values, factors = (scale.new_empty(logits.shape[:-1]) for _ in range(2))
-    _launch(
-        _overlap,
-        logits,
-        scale,
-        target,
-        values,
-        factors,
-        target.shape[0],
-        UNIT=unit,
-        GRADIENT=gradient,
-    )
+    outputs, flags = (values, factors), {"UNIT": unit, "GRADIENT": gradient}
+    _launch(_overlap, logits, scale, target, *outputs, target.shape[0], **flags)
     return values, factors
 
 
