@@ -18,6 +18,7 @@ from equitools.core.errors import UsageError
 from equitools.features import encoders
 from equitools.features.table import Outcome
 from equitools.manifest import run_folder
+from equitools.manifest.document import SCHEMA
 from equitools.manifest.schema import own_knobs
 from equitools.nn import serialization
 
@@ -190,5 +191,5 @@ def filled(
         serialization.save_tensors(path, outcome.heads)
         files[f"{section}.heads"] = manifest.entry(path)
     scores = document.get("scores", {}) | outcome.scores
-    changed = {"equitools": manifest.SCHEMA, "kind": "scores", section: settings, "files": files}
+    changed = {"equitools": SCHEMA, "kind": "scores", section: settings, "files": files}
     return {**document, **changed, "scores": scores}

@@ -5,15 +5,7 @@ absolute; a file is found by its path, else beside its manifest, else in $EQUITO
 """
 # ruff: noqa: F401
 
-from equitools.manifest.document import (
-    KINDS,
-    SCHEMA,
-    absolute,
-    check_schema,
-    load_file,
-    ordered,
-    rebase,
-)
+from equitools.manifest.document import KINDS, absolute, check_schema, load_file, ordered, rebase
 from equitools.manifest.files import digest_file, digest_files, entry, expand, locate, verify
 from equitools.manifest.fold import fold, join, parse_assignment
 from equitools.manifest.history import append_history, identity, last_record

@@ -1,5 +1,7 @@
 """Every way to end: one clear line on stderr and the exit code that errors.py documents."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
