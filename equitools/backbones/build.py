@@ -56,7 +56,7 @@ def menu() -> dict[str, Callable[[], Blueprint]]:
     return {
         name: member
         for name, member in namespace.items()
-        if getattr(member, "__annotations__", {}).get("return") == "Blueprint"
+        if getattr(member, "__annotations__", {}).get("return") in (Blueprint, "Blueprint")
     }
 
 
