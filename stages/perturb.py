@@ -112,7 +112,7 @@ def by_probe(request: Request, settings: dict[str, Any]) -> dict[str, Any]:
 
     document = request.document
     judged, others = split_tests(settings)
-    seen = judges.probe_of(document) if judged else encoders.shown(document, settings)
+    seen = judges.probe_of(document) if judged else encoders.reading(document, settings)
     splits = shard_maps.open_splits(document, [PERTURB[name] for name in others])
     subject = run.find(document, seen)
     if others:

@@ -90,7 +90,7 @@ def find(
     return encoder, wanted if pretrained else f"{wanted} with random weights, seed {seed}"
 
 
-def shown(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def reading(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Which encoder is looked into and how pictures are shown to it: as the settings say, else as
     the document's probe did, else the document's own encoder."""
     probe = document.get("probe") or {}

@@ -111,12 +111,12 @@ def extract(
         if blocks.missing and progress is not None:
             progress(blocks.read)
 
-    def of(pixels: Tensor, keys: Sequence[str]) -> Tensor:
+    def rows_of(pixels: Tensor, keys: Sequence[str]) -> Tensor:
         changed = pixels if perturb is None else perturb(pixels, keys)
         return encode(encoder, transform.normalized(changed), layers)
 
     load: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers}
-    fill(blocks, index, rows, of, transform, progress=progress, **load)
+    fill(blocks, index, rows, rows_of, transform, progress=progress, **load)
     table.features = blocks.features
     return table
 

@@ -32,7 +32,7 @@ Keys = Callable[[np.ndarray], Tensor]  # uint8 h w 3 → d gh gw
 
 
 @dataclass(frozen=True)
-class Shown:
+class KeyReader:
     """How pictures are shown: short side (None: their own), most patches, on which device, and the
     folder below which keys are kept (None: nowhere), a file for each picture."""
 
@@ -71,8 +71,8 @@ class Shown:
 
     def _kept(self, compute: Keys, encoder: Encoder, cache: Path) -> Keys:
         """The same, from a file where the keys of a picture have been computed before."""
-        asked = [encoders.fingerprint(encoder), self.size, self.tokens]
-        store = Single(cache, asked, "keys")
+        cache_key = [encoders.fingerprint(encoder), self.size, self.tokens]
+        store = Single(cache, cache_key, "keys")
 
         def keys(image: np.ndarray) -> Tensor:
             content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
@@ -86,15 +86,15 @@ def side_of_patch(encoder: Encoder) -> int:
     return int(encoder.patch_size or encoder.trunk.feature_info[-1]["reduction"])
 
 
-def refuse(encoder: Encoder, shown: Shown) -> None:
+def refuse(encoder: Encoder, reader: KeyReader) -> None:
     """UsageError for a network without keys or maps, or that takes pictures of one shape only."""
     if not hasattr(encoder, "channels"):
         raise UsageError("raw pixels have no keys; name an encoder that has maps")
     encoder.channels(encoder.depth)
-    encoders.freeze(encoder, shown.device)
+    encoders.freeze(encoder, reader.device)
     patch = side_of_patch(encoder)
     why = maps.refuses_other_shapes(
-        lambda image: {0: encoder(image, keys=True).keys}, 4 * patch, patch, shown.device
+        lambda image: {0: encoder(image, keys=True).keys}, 4 * patch, patch, reader.device
     )
     if why:
         name = encoder.settings["name"]

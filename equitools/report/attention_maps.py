@@ -149,7 +149,7 @@ def _measure(
 def _encoder(document: Document, options: Options) -> tuple[Encoder, Transform]:
     """The frozen ViT of a document, and how pictures are shown to it."""
     none = dict.fromkeys(("encoder", "size", "crop_pct", "interpolation"))
-    probe = encoders.shown(document, {**none, "encoder_seed": 0, "pretrained": False})
+    probe = encoders.reading(document, {**none, "encoder_seed": 0, "pretrained": False})
     encoder, _ = encoders.find(
         document, probe["encoder"], seed=probe["encoder_seed"], pretrained=probe["pretrained"]
     )

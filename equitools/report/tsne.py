@@ -29,7 +29,7 @@ def tsne(
     panels, rows = [], []
     for document in required(documents):
         features, labels = read(document, split)
-        cloud = clouds.look(
+        cloud = clouds.project(
             features, labels, classes, limit, seed, perplexity=perplexity, components=components
         )
         panels.append((method(document), cloud.plane, cloud.labels.numpy()))

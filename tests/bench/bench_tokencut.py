@@ -31,7 +31,7 @@ from PIL import Image, ImageOps
 from equitools import backbones
 from equitools.evals.segmentation import tokencut
 from equitools.evals.segmentation.bilateral_solver import solve
-from equitools.features.keys import Shown
+from equitools.features.keys import KeyReader
 from equitools.training.throughput import photo
 
 GRIDS = ((28, 28), (32, 32), (30, 40))
@@ -102,7 +102,7 @@ def whole(given: list[Image.Image]) -> None:
     """Whole pictures: a network's keys, the cut, and the bilateral solver."""
     torch.manual_seed(0)
     encoder = backbones.create({"name": "vit_small_patch16_224"})
-    keys = Shown(None, 2500, "cpu").keys(encoder)
+    keys = KeyReader(None, 2500, "cpu").keys(encoder)
     images = [np.asarray(picture) for picture in given]
 
     def masks() -> None:

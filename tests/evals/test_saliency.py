@@ -9,7 +9,7 @@ from equitools import backbones
 from equitools.core.errors import DataError, UsageError
 from equitools.evals.segmentation import saliency, saliency_data
 from equitools.evals.segmentation.saliency_data import open_data
-from equitools.features.keys import Shown
+from equitools.features.keys import KeyReader
 
 FOLDER = {
     "size": None,
@@ -229,7 +229,7 @@ def test_any_value_above_zero_is_foreground(tmp_path):
 
 
 def test_pictures_are_stretched_to_whole_patches_and_kept_small():
-    own = Shown(None, 2500, "cpu")
+    own = KeyReader(None, 2500, "cpu")
     assert own.grid(300, 400, 16) == (19, 25)
     assert own.grid(400, 400, 8) == (50, 50), "nothing in the papers is made smaller"
     for height, width in ((300, 400), (400, 131), (20, 4000)):
@@ -237,7 +237,7 @@ def test_pictures_are_stretched_to_whole_patches_and_kept_small():
         assert tall >= 2
         assert tall * wide <= 2500
     assert own.grid(300, 400, 4)[0] / own.grid(300, 400, 4)[1] == pytest.approx(0.75, abs=0.02)
-    assert Shown(64, 2500, "cpu").grid(300, 400, 8) == (8, 11)
+    assert KeyReader(64, 2500, "cpu").grid(300, 400, 8) == (8, 11)
 
 
 def test_keys_of_a_vit_are_its_last_keys_without_prefix_tokens():
@@ -283,14 +283,14 @@ def test_keys_are_computed_once_and_anew_for_other_pictures_weights_or_sizes(tmp
     network = Counted()
     network.weight = 1.0
     image = np.random.default_rng(0).integers(0, 255, (24, 32, 3)).astype(np.uint8)
-    first = Shown(None, 2500, "cpu", tmp_path).keys(network)(image)
-    again = Shown(None, 2500, "cpu", tmp_path).keys(network)(image)
+    first = KeyReader(None, 2500, "cpu", tmp_path).keys(network)(image)
+    again = KeyReader(None, 2500, "cpu", tmp_path).keys(network)(image)
     assert len(calls) == 1
     assert torch.equal(first, again)
-    Shown(None, 2500, "cpu", tmp_path).keys(network)(image[::-1].copy())
-    Shown(48, 2500, "cpu", tmp_path).keys(network)(image)
+    KeyReader(None, 2500, "cpu", tmp_path).keys(network)(image[::-1].copy())
+    KeyReader(48, 2500, "cpu", tmp_path).keys(network)(image)
     network.weight = 2.0
-    Shown(None, 2500, "cpu", tmp_path).keys(network)(image)
+    KeyReader(None, 2500, "cpu", tmp_path).keys(network)(image)
     assert len(calls) == 4
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from equitools import manifest
 from equitools.core.errors import DataError, EquiError, NumericalError, UsageError
-from equitools.evals.embedding.tsne import choose, look, measure, purity
+from equitools.evals.embedding.tsne import choose, measure, project, purity
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -68,7 +68,7 @@ def test_the_numbers_are_what_naive_loops_give():
 
 
 def test_clusters_and_noise_are_told_apart_in_the_numbers_and_on_the_map():
-    apart, mixed = (look(*cloud(120, s), 4, 120, 0, **KNOBS) for s in (0.05, 5.0))
+    apart, mixed = (project(*cloud(120, s), 4, 120, 0, **KNOBS) for s in (0.05, 5.0))
     assert apart.scores["silhouette"] > 0.8
     assert apart.scores["purity"] == 1
     assert abs(mixed.scores["silhouette"]) < 0.1
@@ -87,7 +87,7 @@ def test_one_is_not_ones_own_neighbor():
 
 
 def test_the_same_features_give_the_same_map():
-    first, second = (look(*cloud(60, 0.5), 4, 60, 3, **KNOBS) for _ in range(2))
+    first, second = (project(*cloud(60, 0.5), 4, 60, 3, **KNOBS) for _ in range(2))
     assert (first.plane == second.plane).all()
     assert first.scores == second.scores
 
@@ -106,19 +106,19 @@ def test_random_classes_have_as_many_points_each_and_unlabeled_samples_none():
 def test_what_cannot_be_compared_is_refused():
     features, labels = cloud(40, 0.3)
     with pytest.raises(UsageError, match="perplexity"):
-        look(features, labels, 4, 40, 0, perplexity=40.0, components=5)
+        project(features, labels, 4, 40, 0, perplexity=40.0, components=5)
     with pytest.raises(DataError, match="classes"):
         choose(torch.zeros(10, dtype=torch.long), 4, 40, 0)
     with pytest.raises(UsageError, match="limit"):
         choose(labels, 4, 5, 0)
     with pytest.raises(NumericalError):
-        look(features / 0, labels, 4, 40, 0, **KNOBS)
+        project(features / 0, labels, 4, 40, 0, **KNOBS)
 
 
 def test_a_missing_extra_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(EquiError, match=r"scikit-learn: pip install 'equitools\[plots\]'"):
-        look(*cloud(40, 0.3), 4, 40, 0, **KNOBS)
+        project(*cloud(40, 0.3), 4, 40, 0, **KNOBS)
 
 
 def test_embeddings_of_several_encoders_are_drawn_side_by_side(tmp_path):

@@ -92,20 +92,20 @@ class Draws:
                 drawn[name]["grid"] = torch.tensor(shapes)
         return drawn
 
-    def of(self, batch: ViewBatch) -> Group:
+    def group(self, batch: ViewBatch) -> Group:
         """The group whose views are a batch inside the portion."""
         return self.grids[self.views[batch.members[0]].group]
 
     def _grid(self, batch: ViewBatch, uniforms: Array, shapes: list[grid.Shape]) -> Tensor:
         """The parameters of the grids of a batch's views, vb 5."""
         moves = [grid.moves(uniforms[view][:, grid.OF_SAMPLES]) for view in batch.members]
-        if self.of(batch)["complement"]:
+        if self.group(batch)["complement"]:
             moves[1::2] = [1 - one for one in moves[: len(moves) // 2 * 2 : 2]]
         return torch.cat(list(map(grid.parameters, moves, shapes)))
 
     def _shapes(self, batch: ViewBatch, seed: int, step: int) -> list[grid.Shape]:
         """The grids of a batch's views in a step."""
-        group, views = self.of(batch), sum(view.replaces is None for view in self.views)
+        group, views = self.group(batch), sum(view.replaces is None for view in self.views)
         knobs = {"area": group["area"], "aspect": group["aspect"]}
         cells = [group["size"] / group["patch"]] * len(batch.members)
         return grid.shapes(seed, step, cells, first=batch.members[0] - views, **knobs)

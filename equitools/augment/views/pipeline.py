@@ -132,7 +132,7 @@ class Views:
         if not batch.inside:
             return images
         of_views = [one.unflatten(0, crops.shape[:2]) for one in (images, parameters["grid"])]
-        shapes, patch = drawn["grid"].tolist(), self.draws.of(batch)["patch"]
+        shapes, patch = drawn["grid"].tolist(), self.draws.group(batch)["patch"]
         views = zip(*of_views, shapes, strict=True)
         return [grid.apply(image, p, grid.Shape(*shape), patch) for image, p, shape in views]
 

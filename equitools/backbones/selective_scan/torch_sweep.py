@@ -93,7 +93,7 @@ def _forward_block(
         path = _Path(k, total.shape)
         path.add(delta, bias, out=step)
         path.states(path(inputs) * path.weights(B), A, step, a, state)
-        path(total).addcmul_(path.of(state), path.weights(C))
+        path(total).addcmul_(path.rows(state), path.weights(C))
     _last(y).copy_(total)
 
 
@@ -112,20 +112,20 @@ def _backward_block(given: Tensor, tensors: Sequence[Tensor], gradients: Sequenc
         b, c, a = path.weights(B), path.weights(C), padded[:, path.earlier]
         path.add(delta, bias, out=step)
         torch.sigmoid(step, out=slope)  # dΔ/ddelta
-        path.states(torch.mul(path(inputs), b, out=path.of(q)), A, step, a, state)
-        torch.mul(path(outputs), path.of(state), out=path.of(p))
-        path(dC[:, k]).add_(path.of(p).sum(-1))
-        torch.mul(path(outputs), c, out=path.of(p))
+        path.states(torch.mul(path(inputs), b, out=path.rows(q)), A, step, a, state)
+        torch.mul(path(outputs), path.rows(state), out=path.rows(p))
+        path(dC[:, k]).add_(path.rows(p).sum(-1))
+        torch.mul(path(outputs), c, out=path.rows(p))
         λ = scan_(padded[:, path.later], p, backwards=not path.backwards)
         a[:, path.later].mul_(state[:, path.earlier])  # a_t s_{t-1}
         a[:, path.first].zero_()
         torch.addcmul(q, a, A[k], out=q).mul_(λ).mul_(slope)
-        path(_last(ddelta[:, k])).copy_(path.of(q))
+        path(_last(ddelta[:, k])).copy_(path.rows(q))
         dbias[k] += q.sum((0, 1))
         λ.mul_(step)
         dA[k] += a.mul_(λ).sum((0, 1))
-        path(total).addcmul_(path.of(λ), b)
-        path(dB[:, k]).add_(path.of(λ).mul_(path(inputs)).sum(-1))
+        path(total).addcmul_(path.rows(λ), b)
+        path(dB[:, k]).add_(path.rows(λ).mul_(path(inputs)).sum(-1))
     _last(dx).copy_(total)
 
 
@@ -147,7 +147,7 @@ class _Path:
         """A view of n h w ... with the positions of the path in order of memory, n p q ..."""
         return picture.transpose(1, 2) if self.k % 2 else picture
 
-    def of(self, flat: Tensor) -> Tensor:
+    def rows(self, flat: Tensor) -> Tensor:
         """A view n p q c of n (p q) c."""
         return flat.unflatten(1, self.sides)
 
@@ -158,14 +158,14 @@ class _Path:
     def add(self, delta: Tensor, bias: Tensor, *, out: Tensor) -> None:
         """delta + bias, n (p q) c."""
         raw = self(_last(delta[:, self.k])).to(out.dtype)
-        torch.add(raw, bias[self.k], out=self.of(out))
+        torch.add(raw, bias[self.k], out=self.rows(out))
 
     def states(self, brought: Tensor, A: Tensor, step: Tensor, a: Tensor, state: Tensor) -> None:
         """From delta + bias in `step` and B x n p q c to Δ, a and the states in their places."""
         # softplus, without the exponential of what is large enough to be its own softplus
         torch.clamp(step, max=80, out=a).exp_().log1p_()
         torch.maximum(step, a, out=step)
-        torch.mul(self.of(step), brought, out=self.of(state))
+        torch.mul(self.rows(step), brought, out=self.rows(state))
         torch.mul(step, A[self.k], out=a).exp_()
         scan_(a, state, backwards=self.backwards)
 

@@ -34,7 +34,7 @@ class Strings(Sequence):
         self.bytes = b"".join(encoded)
 
     @classmethod
-    def of(cls, ends: np.ndarray, data: np.ndarray) -> Strings:
+    def from_arrays(cls, ends: np.ndarray, data: np.ndarray) -> Strings:
         """From the arrays of a file. Raises ValueError when they do not fit."""
         if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(data) or (np.diff(ends) < 0).any():
             raise ValueError("not the ends of strings")
@@ -135,7 +135,7 @@ def load(paths: list[Path], split: str, digest: str | None) -> SampleTable | Non
                 return None
             if sizes.tolist() != [path.stat().st_size for path in paths]:
                 return None
-            keys, rows = Strings.of(saved["ends"], saved["keys"]), saved["rows"]
+            keys, rows = Strings.from_arrays(saved["ends"], saved["keys"]), saved["rows"]
             return _fitting(SampleTable(keys, rows, tuple(saved["counts"].tolist())), sizes)
     except Exception:  # whatever is wrong with it, the headers are there
         return None

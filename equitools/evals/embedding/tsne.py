@@ -36,7 +36,7 @@ class Cloud:
     plane: np.ndarray
 
 
-def look(
+def project(
     features: Tensor,
     labels: Tensor,
     classes: int,

@@ -160,12 +160,12 @@ def turned(
     """
     width, times = vectors.blocks * vectors.width, TURNS if every else 1
 
-    def of(pixels: Tensor, keyed: Sequence[str]) -> Tensor:
+    def rows_of(pixels: Tensor, keyed: Sequence[str]) -> Tensor:
         turns = _turns(keyed, source.seed, every)
         return torch.cat([vectors.of(rotated(pixels, turn)) for turn in turns], dim=1)
 
     what = ["turns", vectors.layers, source.seed, every]
-    rows, names = source.table(split, limit, what, times * width, of)
+    rows, names = source.table(split, limit, what, times * width, rows_of)
     labels = torch.stack(list(_turns(names, source.seed, every)), dim=1).flatten()
     return FeatureTable(
         rows.view(-1, width),

@@ -23,7 +23,7 @@ from equitools.data import images
 from equitools.data.workers import read
 from equitools.features import encoders
 from equitools.features.extract import subset
-from equitools.features.keys import LEAST, Keys, Shown, refuse, side_of_patch
+from equitools.features.keys import LEAST, KeyReader, Keys, refuse, side_of_patch
 from equitools.manifest.files import digest_file
 
 # Folders of pictures and of masks, in the order in which they are looked for.
@@ -150,9 +150,9 @@ class MaskedPictures:
     ) -> EncodedPictures:
         """What the evaluation sees of an encoder and these pictures."""
         cache = encoders.features_folder(self.document, settings["encoder"], out)
-        shown = Shown(settings["size"], settings["tokens"], settings["device"], cache)
+        reader = KeyReader(settings["size"], settings["tokens"], settings["device"], cache)
         seed, workers = settings["encoder_seed"], settings["workers"]
-        return EncodedPictures(self, encoder, seed, shown, out, progress, workers)
+        return EncodedPictures(self, encoder, seed, reader, out, progress, workers)
 
 
 @dataclass
@@ -162,7 +162,7 @@ class EncodedPictures:
     data: MaskedPictures
     encoder: Encoder
     seed: int
-    shown: Shown
+    reader: KeyReader
     out: Path
     progress: Callable[..., Any]
     workers: int = 0
@@ -170,12 +170,12 @@ class EncodedPictures:
 
     def __post_init__(self) -> None:
         self.name, self.ways = str(self.data.folder), dict[str, None]()
-        refuse(self.encoder, self.shown)
-        self.keys = self.shown.keys(self.encoder)
+        refuse(self.encoder, self.reader)
+        self.keys = self.reader.keys(self.encoder)
 
     def untrained(self) -> Keys:
         """Keys of the same network with random weights."""
-        return self.shown.keys(encoders.untrained(self.encoder, self.seed))
+        return self.reader.keys(encoders.untrained(self.encoder, self.seed))
 
     def scenes(self) -> Iterator[Scene]:
         """The pictures with a foreground, one by one; the others are counted in `empty`."""
@@ -203,11 +203,11 @@ class EncodedPictures:
     def facts(self) -> dict[str, Any]:
         """How pictures were shown and which were left out, in words and numbers."""
         patch = side_of_patch(self.encoder)
-        short = f"short side {self.shown.size} px" if self.shown.size else "own size"
+        short = f"short side {self.reader.size} px" if self.reader.size else "own size"
         vit = "keys of the last block's attention, all heads, no prefix tokens"
         facts = {
             "features": vit if self.encoder.has_keys else "map of the last stage",
-            "transform": f"{short}, at most {self.shown.tokens} patches, stretched to multiples of"
+            "transform": f"{short}, at most {self.reader.tokens} patches, stretched to multiples of"
             f" {patch} px (Lanczos, 8-bit)",
             "masks_without_picture": self.data.unused,
             "empty_masks": self.empty,
