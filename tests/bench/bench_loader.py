@@ -39,8 +39,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from equitools import augment
-from equitools.data import shards
-from equitools.data.shards import packing
+from equitools.data.shards import packing, table
 from equitools.data.shards.index import ShardIndex, locate, open_split
 from equitools.data.shards.inventory import finish
 from equitools.data.shards.order import positions
@@ -274,8 +273,8 @@ def with_webdataset(paths: list[str]) -> int:
 def with_index(document: dict[str, Any]) -> int:
     """The same, in the order of training."""
     paths = locate(document["files"]["shards.train"], "shards.train")
-    table = shards.table.load(paths, "train", document["files"]["shards.train"].get("digest"))
-    index, count = ShardIndex(paths, table=table), 0
+    known = table.load(paths, "train", document["files"]["shards.train"].get("digest"))
+    index, count = ShardIndex(paths, known=known), 0
     for _, i in positions(index, 0, 0, len(index)):
         assert index.image(i)
         int(index.labels[i])

@@ -30,7 +30,6 @@ import torchvision
 from bench_augment import reference
 from held import peak
 from PIL import Image
-from torch import nn
 
 from equitools import augment, manifest
 from equitools.core.records import View
@@ -129,8 +128,7 @@ class Contender:
         optim.clip_gradients(self.model.parameters(), 3.0, "tensor")
         self.optimizer.step()
         ema.update(self.slow, self.model.encoder, 0.99)
-        terms: list[nn.Module] = self.model.all_terms()
-        for term in terms:
+        for term in self.model.all_terms():
             term.after(record)
 
 
