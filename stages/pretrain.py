@@ -184,7 +184,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             sums = optimization.Sums()
             for micro in range(settings["accumulate"]):
-                views, target = plan.finish(observer.next_of(batches), device), None
+                views, target = plan.finish(observer.next_batch(batches), device), None
                 if target_network is not None:
                     with accelerator.autocast():
                         target = model.target_features(target_network, views)

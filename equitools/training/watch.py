@@ -105,7 +105,7 @@ class Watch:
         self.reported, self.logged = reported, start
         self.clock, self.waited = time.perf_counter(), 0.0
 
-    def next_of(self, batches: Iterator[Batch]) -> Batch:
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time that it was waited for is counted."""
         began = time.perf_counter()
         batch = next(batches)
