@@ -110,8 +110,7 @@ def in_ranks(
 def stop_requests() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGUSR1, so that the loop can save and leave between two steps."""
     received: list[int] = []
-    both = signal.SIGTERM, signal.SIGUSR1
-    with exits.handling(lambda number, stack: received.append(number), *both):
+    with exits.handling(lambda n, stack: received.append(n), signal.SIGTERM, signal.SIGUSR1):
         yield received
 
 
@@ -282,14 +281,12 @@ def opened(name: str, table: str | None = None) -> Any:
     return getattr(module, table)() if table else module
 
 
-PAIRS = "training.compatibility"
+PAIRS, BOTH = "training.compatibility", "a run is possible where both tables say yes"
 MENUS = {
     **{name: partial(opened, name) for name in ("objectives", "equivariance")},
     "backbones": partial(opened, "backbones", "menu"),
     "objectives × equivariance": partial(opened, PAIRS, "with_objectives"),
-    "backbones × equivariance (a run is possible where both tables say yes)": partial(
-        opened, PAIRS, "with_backbones"
-    ),
+    f"backbones × equivariance ({BOTH})": partial(opened, PAIRS, "with_backbones"),
     "what equivariance needs": partial(opened, PAIRS, "needs"),
 }
 PROGRAM = Program(

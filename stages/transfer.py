@@ -108,3 +108,5 @@ PROGRAM = Program(
     """,
 )
 main = command(PROGRAM)
+if __name__ == "__main__":
+    main()

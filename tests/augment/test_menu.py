@@ -121,7 +121,7 @@ def test_a_recipe_written_down_and_read_again_is_the_same(layer):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_recipes_from_before_what_is_off_was_left_out_mean_the_same(layer):
     now = whole(layer)
-    order = ["crop", "flip", "rotation", "elastic", "jitter", "gray", "blur", "solarize"]
+    order = operations.in_order(operations.menu())
     old = {"rotation": None, "elastic": None, **now["views"], "order": order}
     for name in ("local", "grid_local"):
         if name in old:
@@ -151,5 +151,8 @@ def test_operations_say_everything():
     taken += range(rng.WIDTH)[grid.OF_SAMPLES]
     assert len(set(taken)) == len(taken)
     assert operations.in_order(menu)[0] == "crop"
-    known = {*engines.compiled.OPERATIONS, *engines.triton_program.WRITE}
-    assert known == {one for name, one in menu.items() if name != "crop"}
+    fast = {*engines.compiled.OPERATIONS}
+    assert fast == {*engines.triton_program.WRITE}, (
+        "C and Triton know the same; torch does the rest"
+    )
+    assert fast < {*menu.values()}

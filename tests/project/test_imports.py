@@ -189,6 +189,12 @@ def test_the_package_list_is_the_folders():
     assert sorted(declared) == sorted(["equitools", *names, "equitools.manifests"])
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if n.count(".") == 1 and "stages" in n])
+def test_a_stage_runs_as_a_module_too(name):
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert name == "stages.cli" or text.endswith('if __name__ == "__main__":\n    main()\n')
+
+
 def test_every_console_script_is_a_stage_and_every_stage_a_script():
     stages = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
     expected = {f"equi-{stage}": f"equitools.stages.{stage}:main" for stage in stages}

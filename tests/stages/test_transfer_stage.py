@@ -4,8 +4,8 @@ import forked
 import pytest
 import torch
 from asking import ask, write
+from discs import make
 from equitools.stages import transfer
-from test_saliency import make
 
 from equitools import backbones, evals, manifest
 from equitools.backbones import checkpoint
