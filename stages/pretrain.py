@@ -74,8 +74,8 @@ def refuse_other(out: Path, identity: str) -> None:
     path = out / "manifest.yaml"
     if path.is_file() and manifest.last_record(manifest.load_file(path)[0]).get("id") != identity:
         raise UsageError(
-            f"{out} holds another finished run: its recipe or data differ; choose another folder"
-            " with -o, or remove it"
+            f"{out} holds another finished run: recipe, data or version of equitools differ;"
+            " choose another folder with -o, or remove it"
         )
 
 

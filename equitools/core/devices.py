@@ -26,4 +26,5 @@ def pick_precision(precision: str, device: str) -> str:
 def platform(device: str) -> dict[str, str]:
     """The device and the versions that a number depends on."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-    return {"device": name} | {name: version(name) for name in ("torch", "torchvision", "timm")}
+    packages = {package: version(package) for package in ("torchvision", "timm")}
+    return {"device": name, "torch": str(torch.__version__)} | packages  # with its CUDA build

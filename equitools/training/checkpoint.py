@@ -49,8 +49,8 @@ def restore(
     cursor, states = serialization.unpack(serialization.load_tensors(path))
     if cursor["identity"] != identity:
         raise UsageError(
-            f"{folder} holds another run ({cursor['identity'][:12]}, not {identity[:12]}): its"
-            " recipe or data differ; choose another folder with -o, or remove it"
+            f"{folder} holds another run ({cursor['identity'][:12]}, not {identity[:12]}): recipe,"
+            " data or version of equitools differ; choose another folder with -o, or remove it"
         )
     try:
         learner.load_state_dict(states["learner"])
